@@ -1,0 +1,60 @@
+"""Checkpoints by orbax: a save is whole or absent, and the newest whole one is what is restored."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+
+def save(folder: Path, step: int, state: Any, history: dict[str, np.ndarray]) -> None:
+    """Write a checkpoint and drop the one before it. Returns once it is on disk.
+
+    Args:
+      folder: of this run's checkpoints, made if missing.
+      step: steps done.
+      state: any pytree of arrays.
+      history: logs so far.
+    """
+    ocp = _orbax()
+    with _manager(folder) as manager:
+        items = ocp.args.Composite(state=ocp.args.StandardSave(state), history=ocp.args.StandardSave(history))
+        manager.save(step, args=items, force=True)
+
+
+def restore(folder: Path, like: Any) -> tuple[int, Any, dict[str, np.ndarray]] | None:
+    """The newest checkpoint, or None where there is none.
+
+    Args:
+      folder: as given to `save`.
+      like: a state of the same structure, shapes and dtypes, concrete or from `jax.eval_shape`.
+
+    Returns:
+      Steps done, state, history.
+    """
+    if not folder.is_dir():
+        return None
+    ocp = _orbax()
+    with _manager(folder) as manager:
+        step = manager.latest_step()
+        if step is None:
+            return None
+        target = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        items = ocp.args.Composite(state=ocp.args.StandardRestore(target), history=ocp.args.StandardRestore())
+        restored = manager.restore(step, args=items)
+    return step, restored["state"], {name: np.asarray(log) for name, log in restored["history"].items()}
+
+
+def _manager(folder: Path):
+    ocp = _orbax()
+    options = ocp.CheckpointManagerOptions(max_to_keep=1, create=True, enable_async_checkpointing=False)
+    return ocp.CheckpointManager(folder.absolute(), options=options)
+
+
+def _orbax():
+    # a second of import that only a run with checkpoints should pay
+    import orbax.checkpoint as ocp
+
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    return ocp

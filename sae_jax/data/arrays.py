@@ -1,0 +1,99 @@
+"""Reading a user's array from a file, and saying plainly what is wrong with it."""
+
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+
+from sae_jax.base import InputError, require
+
+ROWS_AT_A_TIME = 65_536
+SUFFIXES = (".npy", ".npz", ".safetensors")
+
+
+def read_array(path: str | Path, name: str | None = None) -> Float[np.ndarray, "n d"]:
+    """Read a matrix of activations from a `.npy`, `.npz` or `.safetensors` file.
+
+    Args:
+      path: the file.
+      name: which array, where the file holds several.
+
+    Returns:
+      [n, d], float32 or float64; half precisions are widened to float32. A `.npy` is mapped, not read.
+
+    Raises:
+      InputError: no such file, not one of the formats or damaged, pickled objects, not [n, d], no rows,
+        integer or complex values, NaN or infinity (how many, and where the first one is).
+
+    Example:
+      >>> x = read_array("acts.npy")
+    """
+    path = Path(path)
+    require(path.exists(), f"{path} does not exist")
+    require(path.is_file(), f"{path} is not a file")
+    require(path.suffix in SUFFIXES, f"{path} must end in one of {', '.join(SUFFIXES)}")
+    try:
+        array = _read(path, name)
+    except InputError:
+        raise
+    except PermissionError:
+        raise InputError(f"{path} may not be read by this user") from None
+    except (OSError, ValueError, KeyError, EOFError, SyntaxError, MemoryError, SafetensorError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        if "allow_pickle" in reason or "Object arrays" in reason:
+            reason = "it holds pickled Python objects, which are not loaded because they can run code"
+        raise InputError(f"{path} cannot be read as {path.suffix}: {reason}") from None
+    return checked(array, str(path))
+
+
+def _read(path: Path, name: str | None) -> np.ndarray:
+    if path.suffix == ".npy":
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    if path.suffix == ".npz":
+        with np.load(path, allow_pickle=False) as archive:
+            require(not isinstance(archive, np.ndarray), f"{path} holds a single array: rename it to .npy")
+            return archive[_choose(path, list(archive.files), name)]
+    with safe_open(path, framework="numpy") as tensors:
+        return tensors.get_tensor(_choose(path, list(tensors.keys()), name))
+
+
+def _choose(path: Path, names: list[str], name: str | None) -> str:
+    require(bool(names), f"{path} holds no arrays")
+    listed = ", ".join(sorted(names))
+    if name is None:
+        require(len(names) == 1, f"{path} holds several arrays ({listed}): name one of them")
+        return names[0]
+    require(name in names, f"{path} has no array {name!r}; it holds {listed}")
+    return name
+
+
+def checked(array: np.ndarray, label: str) -> Float[np.ndarray, "n d"]:
+    """`array` as float32 or float64 if it can serve as activations.
+
+    Args:
+      array: anything numpy holds.
+      label: how messages call it.
+
+    Raises:
+      InputError: see `read_array`.
+    """
+    require(array.ndim == 2, f"{label} must be two-dimensional [rows, d_in], got shape {array.shape}")
+    require(array.shape[0] > 0, f"{label} has no rows (shape {array.shape})")
+    require(array.shape[1] > 0, f"{label} has no columns (shape {array.shape})")
+    is_float = jnp.issubdtype(array.dtype, jnp.floating)
+    require(is_float, f"{label} must hold floating-point numbers, got {array.dtype}: convert it to float32")
+    if array.dtype.itemsize < 4 or not array.dtype.isnative:
+        array = array.astype(np.float32 if array.dtype.itemsize <= 4 else np.float64)
+    if array.dtype.itemsize > 8:
+        array = array.astype(np.float64)
+    bad, first = 0, None
+    for start in range(0, len(array), ROWS_AT_A_TIME):
+        wrong = ~np.isfinite(array[start : start + ROWS_AT_A_TIME])
+        if wrong.any():
+            bad += int(wrong.sum())
+            row, column = np.argwhere(wrong)[0]
+            first = first or (start + int(row), int(column))
+    require(not bad, f"{label} holds {bad} values that are NaN or infinite, the first at row, column {first}")
+    return array

@@ -1,0 +1,105 @@
+"""A source answers one question: which batch is step i's?"""
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jaxtyping import Array, Float, Int, UInt32
+
+from sae_jax.base import Batch, require
+from sae_jax.data.permutation import divmod_product, mix, permute
+
+
+class Source(Protocol):
+    """A pytree whose `batch(i)` depends on nothing but itself and `i`, and can be traced."""
+
+    batch_size: int
+
+    def batch(self, i: Int[Array, ""]) -> Batch:
+        """The batch of step `i`."""
+        ...
+
+    def evaluation(self, rows: int) -> Iterator[Batch]:
+        """Batches of about `rows` rows in all to measure on, each row at most once."""
+        ...
+
+
+@struct.dataclass
+class InMemory:
+    """Rows of an array, reshuffled every epoch; see `in_memory`."""
+
+    x: Float[Array, "n d_in"]
+    y: Float[Array, "n d_out"] | None
+    seed: UInt32[Array, ""]
+    batch_size: int = struct.field(pytree_node=False)
+
+    def rows(self, i: Int[Array, ""]) -> Int[Array, "batch"]:
+        """Which rows make up batch `i`."""
+        size = len(self.x)
+        epoch, offset = divmod_product(jnp.uint32(i), self.batch_size, size)
+        position = offset + jnp.arange(self.batch_size, dtype=jnp.uint32)
+        beyond = position >= size
+        epoch = mix(epoch + beyond + mix(self.seed))
+        return permute(jnp.where(beyond, position - size, position), size, epoch).astype(jnp.int32)
+
+    def take(self, rows) -> Batch:
+        """The batch of those rows."""
+        x = self.x[rows]
+        return Batch(x, x if self.y is None else self.y[rows])
+
+    def batch(self, i: Int[Array, ""]) -> Batch:
+        """The batch of step `i`: all rows where the batch is the whole, else the next of the shuffle."""
+        whole = self.batch_size == len(self.x)
+        return self.take(slice(None)) if whole else self.take(self.rows(i))
+
+    def evaluation(self, rows: int) -> Iterator[Batch]:
+        """Every row once, in order; where there are more than `rows`, that many spread evenly."""
+        chosen = np.unique(np.linspace(0, len(self.x) - 1, min(rows, len(self.x))).astype(np.int64))
+        for start in range(0, len(chosen), self.batch_size):
+            yield self.take(chosen[start : start + self.batch_size])
+
+
+def in_memory(
+    x: Float[Array, "n d_in"] | Float[np.ndarray, "n d_in"],
+    batch_size: int = 1024,
+    seed: int = 0,
+    *,
+    y: Float[Array, "n d_out"] | Float[np.ndarray, "n d_out"] | None = None,
+) -> InMemory:
+    """A source over an array that fits in device memory.
+
+    Batches follow one another through a shuffle of the rows, a new one each epoch, and run on over the
+    epoch's end: every row comes exactly once per epoch. The shuffle is computed, not stored, so batch i
+    is had at once, in any order, inside a compiled loop.
+
+    Args:
+      x: activations, [n, d_in], float.
+      batch_size: rows per step; where it reaches n, every batch is all rows in order.
+      seed: names the order of the rows.
+      y: targets [n, d_out] of the same rows, for a transcoder; None where the SAE gives back `x`.
+
+    Returns:
+      A source.
+
+    Raises:
+      InputError: not [n, d], no rows, not floating point, or `y` of another length.
+
+    Example:
+      >>> source = in_memory(x, batch_size=256, seed=0)
+      >>> source.batch(7).x.shape
+      (256, 32)
+    """
+    for name, array in [("x", x)] if y is None else [("x", x), ("y", y)]:
+        require(array.ndim == 2, f"{name} must be [rows, width], got shape {tuple(array.shape)}")
+        require(len(array) > 0, f"{name} has no rows")
+        require(
+            jnp.issubdtype(array.dtype, jnp.floating), f"{name} must be floating point, got {array.dtype}"
+        )
+    require(y is None or len(y) == len(x), f"x has {len(x)} rows but y has {len(y) if y is not None else 0}")
+    require(batch_size >= 1, f"batch_size must be at least 1, got {batch_size}")
+    require(len(x) < 2**30, f"an array in memory holds fewer than 2^30 rows, got {len(x)}")
+    return InMemory(
+        jnp.asarray(x), None if y is None else jnp.asarray(y), jnp.uint32(seed), min(batch_size, len(x))
+    )

@@ -1,0 +1,272 @@
+"""A sweep is `vmap` of the training step over a table of hyper-parameters."""
+
+import inspect
+import math
+import os
+from collections.abc import Callable, Iterable
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Shaped
+
+from sae_jax import metrics
+from sae_jax.base import SAE, Batch, InputError, Params, TrainState, require
+from sae_jax.data import Source
+from sae_jax.grid import Grid, members
+from sae_jax.result import SweepResult
+from sae_jax.train import History, init, make_step, run_resumable
+
+SHARE_OF_MEMORY = 0.5
+"""How much of the free memory a chunk of members may fill."""
+
+
+class Members(NamedTuple):
+    """The state of a sweep: each leaf has a leading axis over members."""
+
+    hyper: dict[str, Shaped[Array, "members"]]
+    train: TrainState
+
+
+class Look(NamedTuple):
+    """What a sweep tells between chunks of steps."""
+
+    member_steps: int
+    """Steps done, summed over members."""
+    total: int
+    """Steps that the whole sweep has, summed over members."""
+    history: History
+    """Of the members that are training."""
+
+
+def sweep(
+    factory: Callable[..., SAE],
+    optimizer: Callable[..., optax.GradientTransformation] | optax.GradientTransformation = optax.adam,
+    *,
+    grid: Grid,
+    source: Source,
+    steps: int,
+    dtype=jnp.float32,
+    members_at_once: int | None = None,
+    points: int = 100,
+    evaluate_rows: int = 65_536,
+    between: Callable[[Look], bool | None] | None = None,
+    checkpoints: Path | None = None,
+) -> SweepResult:
+    """Train one SAE per row of a grid, all in one compiled program on one shared stream of batches.
+
+    Each column goes where its name is an argument: to the factory (`l1`), to the optimizer (`b1`; `lr` is
+    its `learning_rate`), or, for `seed`, to the key that draws the initial weights. Member i follows the
+    run of that member alone, and one that diverges touches no other.
+
+    Args:
+      factory: makes the SAE, shapes bound: `partial(sae_jax.relu, d_in=4, d_sae=6)`.
+      optimizer: makes the optax chain from `lr` and whatever else is swept, or is a chain.
+      grid: from `grid` or `zipped`; every argument in it must be one that sets no shape.
+      source: one batch a step, shared by all members.
+      steps: training steps per member.
+      dtype: of the weights and hyper-parameters.
+      members_at_once: how many train side by side; None for as many as fit in half of the free memory.
+      points: about how many points of history to keep.
+      evaluate_rows: how many rows the final metrics look at, at most.
+      between: called between chunks of steps; returning True ends the sweep there, after a checkpoint.
+      checkpoints: a folder to write checkpoints to, and to go on from where it holds some.
+
+    Returns:
+      A `SweepResult`.
+
+    Raises:
+      InputError: an axis that nothing takes or that sets a shape, a value that the factory refuses, an
+        optimizer that lacks an argument.
+      Stopped: `between` asked for the end.
+
+    Example:
+      >>> result = sweep(partial(relu, d_in=4, d_sae=6), grid=grid(l1=[0.01, 0.1], lr=[1e-2], seed=range(8)),
+      ...                source=in_memory(x), steps=500)
+      >>> result.table["l0"]
+    """
+    total = members(grid)
+    program = _program(factory, optimizer, tuple(grid), jnp.dtype(dtype))
+    for row in _distinct_rows(grid, program.factory_names):
+        factory(**row)
+    at_once = members_at_once or members_that_fit(program, grid, source)
+    require(at_once >= 1, f"members_at_once must be at least 1, got {at_once}")
+    chunks = math.ceil(total / at_once)
+    at_once = math.ceil(total / chunks)
+
+    parts = []
+    for number in range(chunks):
+        first = number * at_once
+        size = min(at_once, total - first)
+        # the last chunk is filled up with copies of the last member, so that one program serves all
+        rows = np.minimum(np.arange(first, first + at_once), total - 1)
+        start = program.start(program.to_device({name: column[rows] for name, column in grid.items()}))
+
+        def look(done: int, history: History, first=first, size=size) -> bool:
+            return bool(between and between(Look(first * steps + size * done, total * steps, history)))
+
+        state, history = run_resumable(
+            program.step,
+            start,
+            source,
+            steps,
+            points=points,
+            look=look,
+            checkpoints=None if checkpoints is None else Path(checkpoints) / f"{number:03d}",
+        )
+        measured = metrics.stream(partial(program.measure, state), source.evaluation(evaluate_rows))
+        params = {name: np.asarray(leaf)[:size] for name, leaf in state.train.params.items()}
+        logs = {name: log if name == "step" else log[:, :size] for name, log in history.items()}
+        parts.append((params, {name: value[:size] for name, value in measured.items()}, logs))
+
+    params, measured, logs = zip(*parts, strict=True)
+    history = {
+        name: logs[0]["step"] if name == "step" else np.concatenate([log[name] for log in logs], axis=1)
+        for name in logs[0]
+    }
+    return SweepResult(
+        factory=factory,
+        factory_names=program.factory_names,
+        grid=grid,
+        params=jax.tree.map(lambda *leaves: np.concatenate(leaves), *params),
+        kept=np.arange(total),
+        metrics={name: np.concatenate([part[name] for part in measured]) for name in measured[0]},
+        history=history,
+    )
+
+
+class _Program(NamedTuple):
+    """The compiled parts of a sweep; made once per factory, optimizer and axes."""
+
+    factory_names: tuple[str, ...]
+    to_device: Callable[[Grid], dict[str, Array]]
+    start: Callable[[dict[str, Array]], Members]
+    step: Callable[[Members, Batch], tuple[Members, dict[str, Array]]]
+    measure: Callable[[Members, Batch, Array], metrics.Sums]
+
+
+@lru_cache(maxsize=32)
+def _program(factory, optimizer, names: tuple[str, ...], dtype) -> _Program:
+    factory_names, optimizer_names = _route(factory, optimizer, names)
+
+    def build(hyper) -> tuple[SAE, optax.GradientTransformation]:
+        chain = optimizer
+        if not isinstance(optimizer, optax.GradientTransformation):
+            chain = optimizer(**{theirs: hyper[ours] for ours, theirs in optimizer_names.items()})
+        return factory(**{name: hyper[name] for name in factory_names}), chain
+
+    def to_device(rows: Grid) -> dict[str, Array]:
+        floats = {name: dtype if column.dtype.kind == "f" else jnp.int32 for name, column in rows.items()}
+        return {name: jnp.asarray(column, floats[name]) for name, column in rows.items()}
+
+    def start(hyper) -> TrainState:
+        return init(*build(hyper), jax.random.key(hyper.get("seed", 0)), dtype)
+
+    def step(hyper, state: TrainState, batch: Batch):
+        return make_step(*build(hyper))(state, batch)
+
+    def measure(hyper, params: Params, batch: Batch, centre):
+        return metrics.measure(build(hyper)[0], params, batch, centre)
+
+    def vmapped_step(state: Members, batch: Batch):
+        train, logs = jax.vmap(step, in_axes=(0, 0, None))(state.hyper, state.train, batch)
+        return Members(state.hyper, train), logs
+
+    _refuse_shapes(start, names, to_device)
+    return _Program(
+        factory_names,
+        to_device,
+        jax.jit(lambda hyper: Members(hyper, jax.vmap(start)(hyper))),
+        vmapped_step,
+        jax.jit(
+            lambda state, batch, centre: jax.vmap(measure, in_axes=(0, 0, None, None))(
+                state.hyper, state.train.params, batch, centre
+            )
+        ),
+    )
+
+
+def _route(factory, optimizer, names: Iterable[str]) -> tuple[tuple[str, ...], dict[str, str]]:
+    """Which axes the factory takes, and under which name the optimizer takes the others."""
+    ours = set(inspect.signature(factory).parameters)
+    is_chain = isinstance(optimizer, optax.GradientTransformation)
+    parameters = {} if is_chain else dict(inspect.signature(optimizer).parameters)
+    theirs = {name: name for name in parameters}
+    if "learning_rate" in theirs:
+        theirs["lr"] = "learning_rate"
+    to_optimizer: dict[str, str] = {}
+    for name in names:
+        if name in ours and name in theirs:
+            raise InputError(f"both the factory and the optimizer take {name!r}: bind it in one with partial")
+        if name in theirs:
+            to_optimizer[name] = theirs[name]
+        elif name not in ours and name != "seed":
+            known = ", ".join(sorted({*ours, *theirs, "seed"}))
+            raise InputError(f"nothing takes the axis {name!r}; there are: {known}")
+    for name, parameter in parameters.items():
+        needed = parameter.default is parameter.empty and parameter.kind not in (
+            parameter.VAR_POSITIONAL,
+            parameter.VAR_KEYWORD,
+        )
+        axis = "lr" if name == "learning_rate" else name
+        given = name in to_optimizer.values()
+        require(given or not needed, f"the optimizer needs {name}: give the grid an axis {axis}=[...]")
+    return tuple(name for name in names if name in ours), to_optimizer
+
+
+def _refuse_shapes(start, names: tuple[str, ...], to_device) -> None:
+    """An axis that sets a shape cannot be traced: find out which, before anything is compiled."""
+    ones = to_device({name: np.ones(1, np.int64 if name == "seed" else np.float64) for name in names})
+    abstract = {name: jax.ShapeDtypeStruct((), leaf.dtype) for name, leaf in ones.items()}
+    try:
+        jax.eval_shape(start, abstract)
+    except (TypeError, jax.errors.JAXTypeError) as error:
+        culprit = next((name for name in names if _is_static(start, ones, abstract, name)), None)
+        if culprit is None:
+            raise
+        raise InputError(
+            f"{culprit!r} sets a shape or a branch, so it cannot be an axis: run one sweep per value of it"
+        ) from error
+
+
+def _is_static(start, ones, abstract, name: str) -> bool:
+    def with_one(value):
+        return start({**dict.fromkeys(ones, 1), name: value})
+
+    try:
+        jax.eval_shape(with_one, abstract[name])
+    except (TypeError, jax.errors.JAXTypeError):
+        return True
+    return False
+
+
+def _distinct_rows(grid: Grid, names: tuple[str, ...]) -> list[dict[str, Any]]:
+    if not names:
+        return []
+    rows = np.unique(np.stack([np.asarray(grid[name], np.float64) for name in names], axis=1), axis=0)
+    return [dict(zip(names, row.tolist(), strict=True)) for row in rows]
+
+
+def members_that_fit(program: _Program, grid: Grid, source: Source) -> int:
+    """How many members train at once in half of the free memory: weights, moments, gradients, activations."""
+    one = program.to_device({name: column[:1] for name, column in grid.items()})
+    state = jax.eval_shape(program.start, one)
+    batch = jax.eval_shape(lambda: source.batch(jnp.int32(0)))
+    held = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    weights = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state.train.params))
+    d_sae = state.train.progress.since_fired.shape[-1]
+    # features, pre-activations and their gradients; reconstruction, error and its gradient
+    rows = batch.x.shape[0] * (4 * d_sae + 3 * batch.y.shape[1]) * state.train.params["W_dec"].dtype.itemsize
+    return max(1, int(SHARE_OF_MEMORY * free_memory() // (2 * held + 2 * weights + rows)))
+
+
+def free_memory() -> int:
+    """Bytes that the first device still has."""
+    stats = jax.local_devices()[0].memory_stats()
+    if stats and "bytes_limit" in stats:
+        return stats["bytes_limit"] - stats["bytes_in_use"]
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

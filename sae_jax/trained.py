@@ -1,0 +1,56 @@
+"""An SAE together with its weights."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+from jaxtyping import Array, Float
+
+from sae_jax import formats
+from sae_jax.base import SAE, Params
+
+
+class TrainedSAE(NamedTuple):
+    """What a sweep's member or a file is: a model and its weights.
+
+    Example:
+      >>> trained = sae_jax.load("runs/first/members/007")
+      >>> f = trained.encode(x)
+    """
+
+    sae: SAE
+    params: Params
+
+    def encode(self, x: Float[Array, "batch d_in"]) -> Float[Array, "batch d_sae"]:
+        """Features of `x`."""
+        return jax.jit(self.sae.encode)(self.params, x)
+
+    def decode(self, f: Float[Array, "batch d_sae"]) -> Float[Array, "batch d_out"]:
+        """Reconstruction from features."""
+        return jax.jit(self.sae.decode)(self.params, f)
+
+    def __call__(self, x: Float[Array, "batch d_in"]) -> Float[Array, "batch d_out"]:
+        """Reconstruction of `x`."""
+        return self.decode(self.encode(x))
+
+    def save(self, folder: str | Path) -> None:
+        """Write `cfg.json` and `sae_weights.safetensors`, the layout that SAELens reads."""
+        formats.saelens.write(folder, self.sae, self.params)
+
+
+def load(path: str | Path) -> TrainedSAE:
+    """Read an SAE from disk.
+
+    Args:
+      path: a folder in the SAELens layout, or a `.pt` file of the seed's module.
+
+    Returns:
+      The SAE with its weights.
+
+    Raises:
+      InputError: nothing there, no known format, or a damaged file.
+
+    Example:
+      >>> sae_jax.load("sae/").encode(x)
+    """
+    return TrainedSAE(*formats.read(path))
