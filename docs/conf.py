@@ -1,0 +1,23 @@
+"""Sphinx configuration: Markdown pages by MyST, API pages from docstrings."""
+
+import sae_jax
+
+project = "sae_jax"
+author = "The sae_jax authors"
+copyright = "2026, the sae_jax authors"
+version = release = sae_jax.__version__
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "sphinx.ext.mathjax"]
+myst_enable_extensions = ["dollarmath", "deflist"]
+myst_heading_anchors = 3
+exclude_patterns = ["_build", "generated"]
+
+html_theme = "sphinx_book_theme"
+html_title = "sae_jax"
+html_theme_options = {"show_toc_level": 2}
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "none"  # shapes stand in the text; jaxtyping's forms would bury the signatures
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+napoleon_custom_sections = [("Source", "notes_style")]

@@ -1,0 +1,46 @@
+"""A trained SAE as a live object of other frameworks."""
+
+from flax import nnx
+from jaxtyping import Array, Float
+
+from sae_jax.trained import TrainedSAE
+
+
+class SAEModule(nnx.Module):
+    """A trained SAE as a Flax module, to stand in a network like any other layer.
+
+        f = encode(x);  x_hat = decode(f)
+
+    Each weight is an `nnx.Param` under its own name (`module.W_dec`), so that optimizers, filters and
+    checkpoints of the network see it.
+
+    Args:
+      trained: the SAE and its weights.
+
+    Example:
+      >>> network.sae = SAEModule(sae_jax.load("sae/"))
+      >>> x_hat = network.sae(x)
+    """
+
+    def __init__(self, trained: TrainedSAE):
+        # the two functions, not the whole SAE: what a module holds as static must be hashable
+        self._encode = trained.sae.encode
+        self._decode = trained.sae.decode
+        self._names = tuple(trained.params)
+        for name, leaf in trained.params.items():
+            setattr(self, name, nnx.Param(leaf))
+
+    def encode(self, x: Float[Array, "batch d_in"]) -> Float[Array, "batch d_sae"]:
+        """Features of `x`."""
+        return self._encode(self._params(), x)
+
+    def decode(self, f: Float[Array, "batch d_sae"]) -> Float[Array, "batch d_out"]:
+        """Reconstruction from features."""
+        return self._decode(self._params(), f)
+
+    def __call__(self, x: Float[Array, "batch d_in"]) -> Float[Array, "batch d_out"]:
+        """Reconstruction of `x`."""
+        return self.decode(self.encode(x))
+
+    def _params(self) -> dict[str, Array]:
+        return {name: getattr(self, name)[...] for name in self._names}

@@ -1,0 +1,88 @@
+"""The command line: `sae-jax sweep | train | eval | verify | doctor`."""
+
+import errno
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import tyro
+
+import sae_jax
+from sae_jax.base import InputError
+from sae_jax.cli import doctor, evaluate, training, verification
+
+
+def sweep(options: tyro.conf.OmitArgPrefixes[training.Training]) -> int:
+    """Train an SAE for every combination of the hyper-parameters given, all at once: the main job.
+
+    A:B:N is N log-spaced values from A to B; a,b,c is a list; every option with several values makes an
+    axis, and axes multiply. Without DATA it runs on the eight tokens of the post that started this package.
+    """
+    return training.sweep_command(options)
+
+
+def train(options: tyro.conf.OmitArgPrefixes[training.Training]) -> int:
+    """Train one SAE; the options are those of sweep, each with one value."""
+    return training.train_command(options)
+
+
+def eval_(options: tyro.conf.OmitArgPrefixes[evaluate.Eval]) -> int:
+    """Measure an SAE on data."""
+    return evaluate.run(options)
+
+
+def verify(options: tyro.conf.OmitArgPrefixes[verification.Verify]) -> int:
+    """Hold every architecture against PyTorch; exit 1 where an error passes its bound."""
+    return verification.run(options)
+
+
+def doctor_(options: tyro.conf.OmitArgPrefixes[doctor.Doctor]) -> int:
+    """Tell versions and devices, and probe this machine's arithmetic; exit 1 if something is wrong."""
+    return doctor.run(options)
+
+
+COMMANDS: dict[str, Callable[[Any], int]] = {
+    "sweep": sweep,
+    "train": train,
+    "eval": eval_,
+    "verify": verify,
+    "doctor": doctor_,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command and exit: 0 well, 1 a check failed, 2 bad input (one sentence on stderr)."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if arguments == ["--version"]:
+        print(sae_jax.__version__)
+        sys.exit(0)
+    try:
+        sys.exit(
+            tyro.extras.subcommand_cli_from_dict(
+                COMMANDS,
+                prog="sae-jax",
+                description="Sparse autoencoders in JAX: sweeps by vmap, verified against PyTorch.",
+                args=arguments,
+                config=(tyro.conf.FlagCreatePairsOff,),
+            )
+        )
+    except InputError as error:
+        fail(str(error))
+    except OSError as error:
+        fail(told(error))
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def told(error: OSError) -> str:
+    """An operating-system error as a sentence."""
+    where = f"{error.filename}: " if error.filename else ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return f"{where}the disk is full; nothing was left half-written"
+    return f"{where}{error.strerror or error}"
+
+
+def fail(sentence: str) -> None:
+    """Say it on stderr and exit 2."""
+    print(f"sae-jax: {sentence}", file=sys.stderr)
+    sys.exit(2)
