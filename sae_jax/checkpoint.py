@@ -1,11 +1,16 @@
 """Checkpoints by orbax: a save is whole or absent, and the newest whole one is what is restored."""
 
+import errno
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+
+ROOM_TO_WRITE = 2**20
+"""Bytes that a checkpoint may need beyond its arrays: metadata, and the files' own blocks."""
 
 
 def save(folder: Path, step: int, state: Any, history: dict[str, np.ndarray]) -> None:
@@ -16,11 +21,29 @@ def save(folder: Path, step: int, state: Any, history: dict[str, np.ndarray]) ->
       step: steps done.
       state: any pytree of arrays.
       history: logs so far.
+
+    Raises:
+      OSError: the disk is full; the checkpoint before is then still there.
     """
+    folder.mkdir(parents=True, exist_ok=True)
+    # asked first, because orbax's threads answer a full disk with pages of traceback
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves((state, history)))
+    if shutil.disk_usage(folder).free < 2 * size + ROOM_TO_WRITE:
+        raise OSError(errno.ENOSPC, "no space left for a checkpoint", str(folder))
     ocp = _orbax()
-    with _manager(folder) as manager:
-        items = ocp.args.Composite(state=ocp.args.StandardSave(state), history=ocp.args.StandardSave(history))
-        manager.save(step, args=items, force=True)
+    try:
+        with _manager(folder) as manager:
+            items = ocp.args.Composite(
+                state=ocp.args.StandardSave(state), history=ocp.args.StandardSave(history)
+            )
+            manager.save(step, args=items, force=True)
+    except Exception as error:
+        for unfinished in folder.glob("*.orbax-checkpoint-tmp*"):
+            shutil.rmtree(unfinished, ignore_errors=True)
+        # tensorstore tells a full disk in words only
+        if "No space left" in str(error) or "RESOURCE_EXHAUSTED" in str(error):
+            raise OSError(errno.ENOSPC, "no space left for a checkpoint", str(folder)) from error
+        raise
 
 
 def restore(folder: Path, like: Any) -> tuple[int, Any, dict[str, np.ndarray]] | None:

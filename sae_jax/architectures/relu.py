@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Shaped
 
 from sae_jax import losses
 from sae_jax.activations import relu as rectify
@@ -14,7 +15,7 @@ def relu(
     d_in: int,
     d_sae: int,
     *,
-    l1: float = 0.1,
+    l1: float | Shaped[Array, ""] = 0.1,
     mean_features: bool = True,
     decoder_norm_l1: bool = False,
     apply_b_dec_to_input: bool = False,

@@ -82,7 +82,7 @@ def claim(out: Path, request: dict[str, Any], *, overwrite: bool, resume: bool) 
         yield run
     finally:
         _remove(out / STAGE)
-        if checkpoints.is_dir() and not any(path.is_dir() for path in checkpoints.iterdir()):
+        if checkpoints.is_dir() and not any(path.name.isdecimal() for path in checkpoints.glob("*/*")):
             _remove(checkpoints)
         if new and out.is_dir() and not any(out.iterdir()):
             out.rmdir()

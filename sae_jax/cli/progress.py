@@ -3,9 +3,9 @@
 import signal
 import time
 from types import FrameType
-from typing import Self
 
 import numpy as np
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -36,7 +36,7 @@ class Ticker:
             disable=console.quiet or not console.is_terminal,
         )
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Ticker":
         self.bar.start()
         word = "member" if self.members == 1 else "members"
         self.task = self.bar.add_task(f"{self.members} {word}", total=1.0, rates=self.rates)
@@ -53,8 +53,9 @@ class Ticker:
             self.first = now, look.member_steps  # what came before was compilation
         began, before = self.first
         speed = (look.member_steps - before) / max(now - began, 1e-9)
-        if speed > 0:
-            self.rates = f"{speed / self.steps:,.1f} members/s  {speed / self.members:,.0f} steps/s"
+        self.rates = (
+            f"{speed / self.steps:,.1f} members/s  {speed / self.members:,.0f} steps/s" if speed else ""
+        )
         self.bar.update(self.task, completed=self.share, rates=self.rates)
         if not self.console.is_terminal and now >= self.line_due:
             left = f"  {(look.total - look.member_steps) / speed:,.0f} s left" if speed > 0 else ""
@@ -68,7 +69,7 @@ class StopSignals:
     def __init__(self):
         self.received: int | None = None
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "StopSignals":
         self.before = {
             number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)
         }
@@ -98,11 +99,18 @@ def summary(result: SweepResult) -> Table:
         shown = shown[np.unique(np.linspace(0, len(shown) - 1, ROWS_IN_SUMMARY).astype(int))]
     diverged = int((result.status != "ok").sum())
     title = "all members" if len(shown) == count else f"{len(shown)} on the frontier of {count} members"
-    view = Table(*table, title=f"{title}, {diverged} diverged" if diverged else title)
+    constant = [name for name in result.grid if count > 1 and len(np.unique(table[name])) == 1]
+    for name in constant:
+        title += f", {name} {_cell(table.pop(name)[0])}"
+    view = Table(
+        box=box.SIMPLE, padding=(0, 1, 0, 0), title=f"{title}, {diverged} diverged" if diverged else title
+    )
+    for name in table:
+        view.add_column(name.replace("_", " "), justify="right")
     for index in shown:
         view.add_row(*(_cell(column[index]) for column in table.values()))
     return view
 
 
 def _cell(value) -> str:
-    return f"{value:.4g}" if isinstance(value, float | np.floating) else str(value)
+    return f"{value:.3g}" if isinstance(value, float | np.floating) else str(value)

@@ -74,7 +74,7 @@ class Training:
     seeds: MaybeCount = None
     """How many seeds draw initial weights: 0, 1, ... Default: 16 on the tokens, 1 on data; train: 1."""
     arg: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """NAME=VALUES: any other argument of the architecture or of Adam, such as tied=True or b1=0,0.9; repeatable."""
+    """NAME=VALUES: any other argument of the architecture or of Adam: tied=True, b1=0,0.9."""
     zip: Annotated[str | None, _left_out("AXES")] = None
     """Axes to walk together instead of multiplying, such as l1,lr."""
     unit_norm_decoder: bool = False
@@ -208,6 +208,10 @@ def _execute(command: str, options: Training, job: Job) -> int:
             console.print(f"{out} is finished already: there is nothing to resume")
             return 0
         began = time.monotonic()
+        count = members(job.table)
+        console.print(
+            f"training {count} {'member' if count == 1 else 'members'} for {job.steps} steps", highlight=False
+        )
         with Ticker(console, members(job.table), job.steps) as ticker, StopSignals() as signals:
             try:
                 result = sweep(
@@ -241,7 +245,7 @@ def _write(
     from sae_jax import report  # a second of matplotlib that only a finished run needs
 
     result.save(target, save, about)
-    report.frontier_png(result, target / "frontier.png")
+    report.figures.frontier_png(result, target / "frontier.png")
     (target / "report.html").write_text(report.sweep_page(result, about, tokens), encoding="utf-8")
 
 
@@ -270,6 +274,7 @@ def _about(command: str, request: dict[str, Any], seconds: float, count: int) ->
         "command": shlex.join(["sae-jax", *sys.argv[1:]]),
         "kind": command,
         "members": count,
+        "steps": request["steps"],
         "seconds": round(seconds, 3),
         "members_per_second": round(count / seconds, 3),
         "request": request,
@@ -302,7 +307,8 @@ def _tell(
         console.print(f"[bold red]{problem}[/]")
     kept = {"all": "every member's weights", "frontier": "the frontier's weights", "none": "no weights"}[save]
     console.print(
-        f"{about['members']} members in {about['seconds']:.1f} s ({about['members_per_second']:.1f} members/s); "
+        f"{about['members']} members in {about['seconds']:.1f} s "
+        f"({about['members_per_second']:.1f} members/s); "
         f"wrote {out}/: sweep.json, metrics.csv, history.npz, frontier.png, report.html and {kept}",
         highlight=False,
         soft_wrap=True,

@@ -42,7 +42,9 @@ def run(options: Verify) -> int:
         ]
         print(json.dumps({"ok": ok, "reports": rows}, indent=2))
         return 0 if ok else 1
-    table = Table("case", "dtype", "forward", "loss", "gradients", f"after {options.steps} steps", "", caption=CAPTION)
+    table = Table(
+        "case", "dtype", "forward", "loss", "gradients", f"after {options.steps} steps", "", caption=CAPTION
+    )
     for name, report in reports:
         cells = [_cell(report, stage) for stage in STAGES]
         table.add_row(name, report.dtype, *cells, "[green]ok[/]" if report.ok else "[bold red]breach[/]")

@@ -42,7 +42,7 @@ def read_array(path: str | Path, name: str | None = None) -> Float[np.ndarray, "
         raise InputError(f"{path} may not be read by this user") from None
     except (OSError, ValueError, KeyError, EOFError, SyntaxError, MemoryError, SafetensorError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        if "allow_pickle" in reason or "Object arrays" in reason:
+        if "allow_pickle" in reason or "Python objects" in reason:
             reason = "it holds pickled Python objects, which are not loaded because they can run code"
         raise InputError(f"{path} cannot be read as {path.suffix}: {reason}") from None
     return checked(array, str(path))

@@ -1,7 +1,7 @@
 """A source answers one question: which batch is step i's?"""
 
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +12,7 @@ from sae_jax.base import Batch, require
 from sae_jax.data.permutation import divmod_product, mix, permute
 
 
+@runtime_checkable
 class Source(Protocol):
     """A pytree whose `batch(i)` depends on nothing but itself and `i`, and can be traced."""
 

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Float
 
 from sae_jax.base import SAE, Batch, InputError, Params, Progress, TrainState, require
 from sae_jax.train import make_step
@@ -54,7 +53,7 @@ def compare(
     names: Mapping[str, str],
     observe: Callable[["torch.nn.Module", "torch.Tensor"], dict[str, "torch.Tensor"]],
     torch_optimizer: Callable[[Any], "torch.optim.Optimizer"],
-    batches: Float[np.ndarray, "n batch d_in"],
+    batches: np.ndarray,
     steps: int = 500,
     dtype: str = "float64",
     after_step: Callable[["torch.nn.Module"], None] | None = None,

@@ -1,0 +1,262 @@
+"""Pictures of an SAE and of a sweep, each drawn on axes of yours or on a figure of its own.
+
+Figures are made directly rather than by pyplot: no display, no global state, and a second less to import.
+"""
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+from jaxtyping import Array, Bool, Float
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap, LogNorm, Normalize
+from matplotlib.figure import Figure
+
+from sae_jax.result import SweepResult
+
+HUES = ("#2c6fbb", "#a8479e", "#ef7d32")
+"""From low to high; none so pale or so dark that white or black paper swallows it."""
+
+LABELS = {
+    "l0": "L0: active latents per row",
+    "l1": "L1: sum of |f| per row",
+    "loss": "loss",
+    "mse": "mean squared error",
+    "explained_variance": "explained variance",
+    "fvu": "fraction of variance unexplained",
+    "dead_fraction": "share of latents never active",
+}
+"""How columns are called on an axis."""
+
+WORST_SHOWN = -0.2
+"""Explained variance below which members off the frontier leave the picture, lest they flatten the rest."""
+
+
+def heat_map(
+    f: Float[Array | np.ndarray, "tokens d_sae"],
+    tokens: Sequence[str],
+    ax: Axes | None = None,
+    title: str = "Encoded sparse features",
+) -> Axes:
+    """Features as a table of colours: tokens down, features across, the value in each cell.
+
+    Args:
+      f: encoded tokens [tokens, d_sae]; colours span 0 to 1.
+      tokens: a name per row.
+      ax: where to draw; None for a new figure.
+      title: above the picture.
+
+    Returns:
+      The axes.
+
+    Example:
+      >>> heat_map(result.member(0).encode(tokens.x), tokens.names)
+    """
+    f = np.asarray(f)
+    rows, columns = f.shape
+    ax = ax or _new_axes(2.6 + 0.62 * columns, 1.4 + 0.38 * rows)
+    image = ax.imshow(f, cmap="viridis", vmin=0, vmax=1, aspect="auto")
+    for (row, column), value in np.ndenumerate(f):
+        ink = "black" if value > 0.6 else "white"
+        ax.text(column, row, f"{value:.2f}", ha="center", va="center", color=ink, fontsize=8)
+    ax.set_xticks(range(columns), [f"F{column + 1}" for column in range(columns)])
+    ax.set_yticks(range(rows), tokens, parse_math=False)
+    ax.tick_params(length=0)
+    ax.set_title(title)
+    _figure(ax).colorbar(
+        image, ax=ax, label="activation", extend="max" if f.max(initial=0) > 1 else "neither"
+    )
+    return ax
+
+
+def frontier(
+    result: SweepResult,
+    x: str = "l0",
+    y: str = "explained_variance",
+    color: str | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Sparsity against fidelity: every member that did not diverge, and the Pareto frontier.
+
+    Args:
+      result: the sweep.
+      x: column across; less is better.
+      y: column up; less is better, except of `explained_variance`.
+      color: the hyper-parameter that colours the points; None for the first that is swept, seeds aside.
+      ax: where to draw; None for a new figure.
+
+    Returns:
+      The axes: one collection of points, one line.
+
+    Example:
+      >>> save(frontier(result), "frontier.png")
+    """
+    ax = ax or _new_axes(7.0, 4.6)
+    columns = {**result.metrics, **result.table}
+    ok = result.status == "ok"
+    color = color or next(iter(swept(result)), None)
+    shade = {} if color is None else _shade(result.grid[color][ok])
+    points = ax.scatter(
+        columns[x][ok], columns[y][ok], s=16, alpha=0.8, linewidths=0, **(shade or {"color": HUES[0]})
+    )
+    if color is not None:
+        _figure(ax).colorbar(points, ax=ax).set_label(color, parse_math=False)
+    best = pareto(result, x, y)
+    # below the points, so that theirs are the colours seen
+    ax.plot(columns[x][best], columns[y][best], color="#555", lw=1.2, zorder=0.9, label="frontier")
+    floor = lowest_shown(columns[y][ok], columns[y][best]) if y == "explained_variance" else None
+    if floor is not None:
+        ax.set_ylim(bottom=floor)
+    diverged = int((~ok).sum())
+    ax.set_title(f"{len(ok):,} members" + (f", {diverged:,} diverged" if diverged else ""))
+    ax.set_xlabel(LABELS.get(x, x), parse_math=False)
+    ax.set_ylabel(LABELS.get(y, y), parse_math=False)
+    ax.grid(alpha=0.25)
+    if best.size:
+        ax.legend(frameon=False, loc="lower right")
+    return ax
+
+
+def frontier_png(result: SweepResult, path: str | Path) -> None:
+    """Write the picture of the frontier.
+
+    Args:
+      result: the sweep.
+      path: ending in `.png`, or in what else matplotlib writes.
+    """
+    save(frontier(result), path)
+
+
+def found_distribution(found: Bool[np.ndarray, "members truths"], ax: Axes | None = None) -> Axes:
+    """How many of the true features a run finds: the share of runs that find none, one, two and so on.
+
+    Args:
+      found: from `synthetic.features_found` over seeds.
+      ax: where to draw; None for a new figure.
+
+    Returns:
+      The axes: a bar per count with its 95 % interval (Wilson).
+
+    Example:
+      >>> found_distribution(features_found(f, tokens))
+    """
+    ax = ax or _new_axes(5.4, 3.8)
+    runs, truths = np.shape(found)
+    share = np.bincount(np.sum(found, axis=-1), minlength=truths + 1) / runs
+    low, high = wilson(share, runs)
+    # rounding can put an end of the interval a hair inside the bar's own end
+    reach = np.maximum([share - low, high - share], 0)
+    bars = ax.bar(range(truths + 1), share, yerr=reach, color=HUES[0], capsize=4, ecolor="#444")
+    texts = [f"{each:.1%}" for each in share]
+    for bar, text, top in zip(bars, texts, high, strict=True):
+        ax.text(bar.get_x() + bar.get_width() / 2, top + 0.015, text, ha="center", fontsize=9)
+    ax.set_ylim(0, min(1.1, high.max() + 0.1))
+    ax.set_xticks(range(truths + 1))
+    ax.set_xlabel(f"of the {truths} true features, found by one run")
+    ax.set_ylabel("share of seeds")
+    ax.set_title(f"{runs:,} seeds")
+    ax.spines[["top", "right"]].set_visible(False)
+    return ax
+
+
+def shrinkage(results: dict[str, SweepResult], ax: Axes | None = None) -> Axes:
+    """Mean |f| over training, a curve per sweep: the median over its members and the band of quartiles.
+
+    A decoder that is free lets the encoder shrink to escape the penalty; one of unit norm does not.
+
+    Args:
+      results: sweeps by the name to show, each with a log `sparsity`.
+      ax: where to draw; None for a new figure.
+
+    Returns:
+      The axes: one line and one band per sweep.
+
+    Example:
+      >>> shrinkage({"free decoder": faithful, "unit-norm decoder": constrained})
+    """
+    ax = ax or _new_axes(6.4, 4.2)
+    hues = _colormap()(np.linspace(0, 1, max(2, len(results))))
+    for (name, result), hue in zip(results.items(), hues, strict=False):
+        steps = result.history["step"]
+        low, median, high = quartiles(result.history["sparsity"])
+        ax.plot(steps, median, color=hue, label=name)
+        ax.fill_between(steps, low, high, color=hue, alpha=0.2, linewidth=0)
+    ax.set_ylim(bottom=0)
+    ax.set_xlabel("training steps")
+    ax.set_ylabel("mean |f|")
+    ax.set_title("Median over seeds, and quartiles")
+    ax.grid(alpha=0.25)
+    for text in ax.legend(frameon=False).get_texts():
+        text.set_parse_math(False)
+    return ax
+
+
+def save(ax: Axes, path: str | Path, dpi: int = 150) -> None:
+    """Write the figure that holds `ax`.
+
+    Args:
+      ax: any axes of the figure.
+      path: the ending says the format.
+      dpi: pixels per inch.
+    """
+    _figure(ax).savefig(path, dpi=dpi)
+
+
+def swept(result: SweepResult) -> list[str]:
+    """Names of the hyper-parameters that take more than one value, `seed` aside."""
+    return [name for name, column in result.grid.items() if name != "seed" and np.unique(column).size > 1]
+
+
+def pareto(result: SweepResult, x: str = "l0", y: str = "explained_variance") -> np.ndarray:
+    """`result.frontier` by what is drawn: of `explained_variance` more is better."""
+    return result.frontier(x, "fvu" if y == "explained_variance" else y)
+
+
+def log_spaced(values: np.ndarray) -> bool:
+    """Whether the median lies nearer the geometric than the arithmetic middle of the ends."""
+    values = np.unique(values).astype(float)
+    if values[0] <= 0 or values.size < 3:
+        return False
+    low, middle, high = values[0], np.median(values), values[-1]
+    return bool(abs(np.log(middle / np.sqrt(low * high))) < abs(np.log(middle / ((low + high) / 2))))
+
+
+def quartiles(values: Float[np.ndarray, "points members"]) -> Float[np.ndarray, "3 points"]:
+    """Lower quartile, median and upper quartile over the members that are finite at each point."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "All-NaN")  # a point where all diverged is a gap in the curve
+        finite = np.where(np.isfinite(values), values, np.nan)
+        return np.nanquantile(finite, [0.25, 0.5, 0.75], axis=1)
+
+
+def lowest_shown(values: np.ndarray, kept: np.ndarray) -> float | None:
+    """Where to cut an axis of explained variance from below; None for nowhere."""
+    worst = min(values[np.isfinite(values)], default=0.0)
+    floor = min([WORST_SHOWN, *(kept - 0.05)])
+    return float(floor) if worst < floor else None
+
+
+def wilson(share: np.ndarray, runs: int, z: float = 1.96) -> tuple[np.ndarray, np.ndarray]:
+    """The interval of a share out of `runs` that holds at shares of 0 and 1 too (Wilson 1927)."""
+    middle = (share + z**2 / (2 * runs)) / (1 + z**2 / runs)
+    half = z / (1 + z**2 / runs) * np.sqrt(share * (1 - share) / runs + z**2 / (4 * runs**2))
+    return middle - half, middle + half
+
+
+def _new_axes(width: float, height: float) -> Axes:
+    return Figure(figsize=(width, height), layout="constrained").add_subplot()
+
+
+def _figure(ax: Axes) -> Figure:
+    return cast(Figure, ax.get_figure(root=True))
+
+
+def _colormap() -> LinearSegmentedColormap:
+    return LinearSegmentedColormap.from_list("low to high", HUES)
+
+
+def _shade(values: np.ndarray) -> dict:
+    norm = (LogNorm if values.size and log_spaced(values) else Normalize)()
+    return {"c": values, "cmap": _colormap(), "norm": norm}

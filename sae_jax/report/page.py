@@ -1,0 +1,121 @@
+"""The page of a sweep: one HTML file to explore it in, which asks the network for nothing.
+
+What is drawn is worked out in `plots`; the template holds the words, the style and the small script that
+draws. Whatever a user named is escaped by Jinja, in the JSON for the script too.
+"""
+
+import shlex
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from sae_jax.grid import members
+from sae_jax.report import plots
+from sae_jax.report.figures import pareto
+from sae_jax.report.plots import short, spread, thin, told
+from sae_jax.result import SweepResult
+from sae_jax.synthetic import Tokens
+
+MOST_ROWS = 1000  # of the table
+MOST_VIEWS = 50  # members to choose from
+HEADLINE = ("command", "members", "steps", "seconds", "members_per_second")
+"""What of `about` the page shows elsewhere than in its last table."""
+
+
+def sweep_page(result: SweepResult, about: Mapping[str, Any], tokens: Tokens | None = None) -> str:
+    """A sweep as one self-contained HTML file: frontier, curves, features, members, environment.
+
+    Args:
+      result: the sweep. Members that diverged are counted and listed; where a mean or a frontier is drawn
+        they are left out.
+      about: `command` (a text or a list of arguments), `seconds`, `members_per_second`, and whatever else
+        there is to tell; nested dictionaries become rows of a table. Anything may be missing.
+      tokens: named rows, as wide as what the members read, to encode with those of the frontier; None, or
+        a result without weights, for no heat map of features.
+
+    Returns:
+      The HTML text.
+
+    Example:
+      >>> Path("report.html").write_text(sweep_page(result, {"command": "sae-jax sweep"}), encoding="utf-8")
+    """
+    best = pareto(result)
+    shown = _views_of(result, best)
+    rows = thin(members(result.grid), best, MOST_ROWS).tolist()
+    drawn = {
+        "frontier": plots.frontier(result, best),
+        **{f"curve-{name}": plots.curves(result, name) for name in ("loss", "l0") if name in result.history},
+        "axes": plots.axes(result),
+        "features": plots.features(result, shown, tokens),
+        "density": plots.density(result, shown),
+    }
+    templates = FileSystemLoader(Path(__file__).parent / "templates")
+    jinja = Environment(loader=templates, autoescape=True, trim_blocks=True)
+    jinja.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
+    command = about.get("command", "")
+    page = jinja.get_template("sweep.html").render(
+        plotly=Markup(get_plotlyjs()),
+        plots={name: plot for name, plot in drawn.items() if plot},
+        views=[(index, told(result, index, ", ", ("l0", "explained_variance"))) for index in shown],
+        headline=_headline(result, about),
+        axes=[name for name, column in result.grid.items() if np.unique(column).size > 1],
+        command=command if isinstance(command, str) else shlex.join(map(str, command)),
+        environment=list(_flat({key: value for key, value in about.items() if key not in HEADLINE})),
+        columns=list(result.table),
+        rows=_cells(result, rows, set(best.tolist())),
+        total=members(result.grid),
+        ok=int((result.status == "ok").sum()),
+    )
+    # a command line may hold bytes that are no text
+    return page.encode("utf-8", "replace").decode()
+
+
+def _views_of(result: SweepResult, best: np.ndarray) -> list[int]:
+    """The members to look into: the frontier's, the one nearest to its ideal corner first."""
+    if not best.size:
+        ok = (result.status == "ok") & np.isfinite(result.metrics["mse"])
+        return [result.best()] if ok.any() else []
+    corner = [result.metrics[name][best] for name in ("l0", "fvu")]
+    away = sum(np.square((column - column.min()) / (np.ptp(column) or 1)) for column in corner)
+    knee = int(best[np.argmin(away)])
+    return [knee, *(index for index in spread(best, MOST_VIEWS).tolist() if index != knee)][:MOST_VIEWS]
+
+
+def _headline(result: SweepResult, about: Mapping[str, Any]) -> dict[str, str]:
+    total, seconds = members(result.grid), about.get("seconds")
+    rate = about.get("members_per_second") or (total / seconds if seconds else None)
+    numbers = {
+        "members": total,
+        "steps": about.get("steps") or int(result.history["step"][-1]),
+        "seconds": seconds,
+        "members per second": rate,
+        "diverged": int((result.status != "ok").sum()),
+    }
+    return {
+        name: f"{number:,.3g}" if isinstance(number, float) and number < 1000 else f"{number:,.0f}"
+        for name, number in numbers.items()
+        if number is not None
+    }
+
+
+def _cells(result: SweepResult, rows: list[int], best: set[int]) -> list[dict[str, Any]]:
+    columns = [column.tolist() for column in result.table.values()]
+    return [
+        {"best": row in best, "cells": [(column[row], short(column[row])) for column in columns]}
+        for row in rows
+    ]
+
+
+def _flat(nested: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
+    """Rows of a nested dictionary, the names of a path joined by dots."""
+    for key, value in nested.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            listed = isinstance(value, list | tuple)
+            yield f"{prefix}{key}", ", ".join(map(str, value)) if listed else str(value)

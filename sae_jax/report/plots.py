@@ -1,0 +1,255 @@
+"""The interactive figures of a sweep's page, as plain plotly dictionaries ready for JSON.
+
+What a user named goes through `_words`: plotly reads some HTML in labels, and so would a hostile name.
+"""
+
+import html
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from matplotlib.colors import LinearSegmentedColormap, to_hex
+
+from sae_jax.metrics import DENSITY_BINS
+from sae_jax.report.figures import HUES, LABELS, log_spaced, lowest_shown, quartiles, swept
+from sae_jax.result import COLUMNS, SweepResult
+from sae_jax.synthetic import Tokens
+
+MOST_POINTS = 3000  # of the frontier
+MOST_CURVES = 32  # one per member up to here
+MOST_BANDS = 6
+MOST_TICKS = 6
+MOST_CELLS = 64  # tokens, and features, of a heat map
+LONGEST_NAME = 32
+
+Plot = dict[str, Any]
+"""A plotly figure, `{"data": [...], "layout": {...}}`, or what the page's script draws one from."""
+
+
+def frontier(result: SweepResult, best: np.ndarray) -> Plot | None:
+    columns = result.table
+    xs, ys = columns["l0"], columns["explained_variance"]
+    drawable = np.flatnonzero((columns["status"] == "ok") & np.isfinite(xs) & np.isfinite(ys))
+    if not drawable.size:
+        return None
+    points = drawable[thin(drawable.size, np.searchsorted(drawable, best), MOST_POINTS)]
+    color = next(iter(swept(result)), None)
+    floor = lowest_shown(ys[points], ys[best])
+    marker = {"color": HUES[0]} if color is None else _shade(result.grid[color][points], color)
+    dots = {
+        "type": "scatter",
+        "mode": "markers",
+        "x": _plain(xs[points]),
+        "y": _plain(ys[points]),
+        "marker": {"size": 8, "opacity": 0.85, **marker},
+        "hoverinfo": "text",
+        "hovertext": [_words(told(result, index, "\n", COLUMNS)) for index in points.tolist()],
+    }
+    line = {
+        "type": "scatter",
+        "mode": "lines",
+        "x": _plain(xs[best]),
+        "y": _plain(ys[best]),
+        "line": {"width": 1.5},
+        "hoverinfo": "skip",
+    }
+    top = float(max(ys[points].max(), 0))
+    limits = {} if floor is None else {"range": [floor, top + 0.05 * (top - floor)]}
+    return _plot(
+        [line, dots],
+        xaxis={"title": {"text": LABELS["l0"]}},
+        yaxis={"title": {"text": LABELS["explained_variance"]}, **limits},
+        hovermode="closest",
+    )
+
+
+def curves(result: SweepResult, name: str) -> Plot:
+    """One curve per member, or where they are many the median and quartiles per value of the first axis."""
+    steps, log = result.history["step"], result.history[name]
+    axis = next(iter(swept(result)), None)
+    column = np.zeros(log.shape[1]) if axis is None else result.grid[axis]
+    if log.shape[1] <= MOST_CURVES:
+        hues = _hues(column)
+        data = [
+            _curve(steps, log[:, index], hues[index], told(result, index, ", "), showlegend=False)
+            for index in range(log.shape[1])
+        ]
+    else:
+        values = spread(np.unique(column), MOST_BANDS)
+        data = []
+        for value, hue in zip(values, _hues(values), strict=True):
+            low, median, high = quartiles(log[:, column == value])
+            label = "all members" if axis is None else f"{axis} {short(value)}"
+            edge = {"line": {"width": 0}, "hoverinfo": "skip", "showlegend": False, "legendgroup": label}
+            data += [
+                _curve(steps, low, hue, label, **edge),
+                _curve(steps, high, hue, label, **edge, fill="tonexty", fillcolor=f"{hue}1c"),
+                _curve(steps, median, hue, label, legendgroup=label),
+            ]
+    shown = log[np.isfinite(log)]
+    scale = {"type": "log"} if name == "loss" and shown.size and shown.min() > 0 else {}
+    return _plot(
+        data,
+        xaxis={"title": {"text": "training steps"}},
+        yaxis={"title": {"text": LABELS.get(name, name)}, **scale},
+        hovermode="closest",
+    )
+
+
+def _curve(steps: np.ndarray, values: np.ndarray, hue: str, label: str, **more) -> Plot:
+    points = {"x": _plain(steps), "y": _plain(values), "name": _words(label)}
+    style = {"line": {"width": 1.5, "color": hue}, "hoverinfo": "x+y+name", "hoverlabel": {"namelength": -1}}
+    return {"type": "scatter", "mode": "lines", **points, **style, **more}
+
+
+def axes(result: SweepResult) -> Plot | None:
+    """Explained variance over the first two swept axes, averaged over all else."""
+    if len(swept(result)) < 2:
+        return None
+    across, down = swept(result)[:2]
+    xs, column = np.unique(result.grid[across], return_inverse=True)
+    ys, row = np.unique(result.grid[down], return_inverse=True)
+    value = result.metrics["explained_variance"]
+    ok = (result.status == "ok") & np.isfinite(value)
+    total, count = np.zeros((2, len(ys), len(xs)))
+    np.add.at(total, (row[ok], column[ok]), value[ok])
+    np.add.at(count, (row[ok], column[ok]), 1)
+    mean = np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)
+    if not count.any():
+        return None
+    lowest = {"zmin": 0, "zmax": max(float(np.nanmax(mean)), 0.01)} if np.nanmin(mean) < 0 else {}
+    names = _words(across), _words(down)
+    cells = {
+        "type": "heatmap",
+        "z": _plain(mean),
+        "colorscale": _scale(),
+        "colorbar": {"title": {"text": "explained<br>variance"}, "thickness": 12},
+        "hoverinfo": "text",
+        "hovertext": [
+            [
+                f"{names[0]} {short(x)}<br>{names[1]} {short(y)}<br>explained variance {short(mean[i, j])}"
+                for j, x in enumerate(xs)
+            ]
+            for i, y in enumerate(ys)
+        ],
+        **lowest,
+    }
+    return _plot([cells], xaxis=_ticks(xs, across), yaxis=_ticks(ys, down))
+
+
+def features(result: SweepResult, shown: list[int], tokens: Tokens | None) -> Plot | None:
+    """What each member shown makes of the tokens; the script draws the one that is chosen."""
+    saved = [index for index in shown if index in result.kept]
+    if tokens is None or not saved:
+        return None
+    place = np.searchsorted(result.kept, saved)
+    arguments = {name: jnp.asarray(result.grid[name][saved]) for name in result.factory_names}
+    params = {name: leaf[place] for name, leaf in result.params.items()}
+    x = jnp.asarray(tokens.x[:MOST_CELLS])
+    encode = jax.vmap(lambda row, params: result.factory(**row).encode(params, x))
+    views = {}
+    for index, f in zip(saved, np.asarray(encode(arguments, params)), strict=True):
+        # the features most active on these tokens, in their own order
+        chosen = np.sort(np.argsort(-f.max(axis=0), kind="stable")[:MOST_CELLS])
+        views[str(index)] = {"features": chosen.tolist(), "z": _plain(f[:, chosen])}
+    names = [name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…" for name in tokens.names]
+    return {"tokens": [_words(name) for name in names[:MOST_CELLS]], "views": views}
+
+
+def density(result: SweepResult, shown: list[int]) -> Plot | None:
+    """How often latents fire, for each member shown; absent from a result read from a folder."""
+    if "density_histogram" not in result.metrics or not shown:
+        return None
+    middles = (DENSITY_BINS[:-1] + DENSITY_BINS[1:]) / 2
+    counts = result.metrics["density_histogram"][shown]
+    return {
+        "middles": middles.tolist(),
+        "width": float(np.diff(DENSITY_BINS)[0]),
+        "views": {str(index): _plain(row) for index, row in zip(shown, counts, strict=True)},
+    }
+
+
+def thin(total: int, always: np.ndarray, most: int) -> np.ndarray:
+    """At most `most` of `total` indices, in order: those in `always`, and others evenly spaced."""
+    if total <= most:
+        return np.arange(total)
+    always = np.unique(always)[:: math.ceil(len(always) / most) or 1]
+    others = np.setdiff1d(np.arange(total), always)
+    return np.union1d(always, spread(others, most - len(always)))
+
+
+def spread(values: np.ndarray, most: int) -> np.ndarray:
+    """At most `most` of the values, evenly spaced, the first and the last among them."""
+    if len(values) <= most:
+        return values
+    return values[np.linspace(0, len(values) - 1, most).round().astype(int)]
+
+
+def told(result: SweepResult, index: int, between: str, metrics: Iterable[str] = ()) -> str:
+    """A member in words: its number, its hyper-parameters, and some of its metrics."""
+    measured = {"loss": result.history["loss"][-1], **result.metrics}
+    parts = {**result.grid, **{name: measured[name] for name in metrics}}
+    return between.join([f"member {index}", *(f"{name} {short(parts[name][index])}" for name in parts)])
+
+
+def _words(text: str) -> str:
+    """Text as plotly shows it letter by letter; a line's end stays one."""
+    return html.escape(text, quote=False).replace("\n", "<br>")
+
+
+def short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float | np.floating) else str(value)
+
+
+def _plain(values: np.ndarray) -> list:
+    """Nested lists for JSON: five digits, and None for what is not finite."""
+    if np.ndim(values) > 1:
+        return [_plain(row) for row in values]
+    return [float(f"{value:.5g}") if math.isfinite(value) else None for value in np.asarray(values).tolist()]
+
+
+def _plot(data: list[Plot], **layout) -> Plot:
+    return {"data": data, "layout": layout}
+
+
+def _position(values: np.ndarray) -> np.ndarray:
+    values = np.asarray(values, float)
+    return np.log10(values) if log_spaced(values) else values
+
+
+def _ticks(values: np.ndarray, name: str) -> dict[str, Any]:
+    """An axis with one evenly spaced place per value."""
+    at = spread(np.arange(len(values)), MOST_TICKS)
+    text = [short(values[index]) for index in at]
+    return {
+        "title": {"text": _words(name)},
+        "tickvals": at.tolist(),
+        "ticktext": text,
+        "showgrid": False,
+        "zeroline": False,
+    }
+
+
+def _shade(values: np.ndarray, name: str) -> dict[str, Any]:
+    """Colours of markers by a hyper-parameter, and the bar that explains them."""
+    ticks = spread(np.unique(values), MOST_TICKS)
+    position = _position(np.concatenate([values, ticks])).tolist()
+    bar = {
+        "title": {"text": _words(name)},
+        "tickvals": position[len(values) :],
+        "ticktext": [short(value) for value in ticks],
+        "thickness": 12,
+    }
+    return {"color": position[: len(values)], "colorscale": _scale(), "colorbar": bar}
+
+
+def _scale() -> list[list]:
+    return [[index / (len(HUES) - 1), hue] for index, hue in enumerate(HUES)]
+
+
+def _hues(values: np.ndarray) -> list[str]:
+    at = _position(values) - _position(values).min()
+    return [to_hex(rgba) for rgba in LinearSegmentedColormap.from_list("", HUES)(at / (at.max() or 1))]

@@ -1,0 +1,385 @@
+"""The command line, through the console script: what it writes, what it says, how it ends."""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import sae_jax
+from sae_jax.cli import doctor, main, verification
+
+SCRIPT = Path(sys.executable).with_name("sae-jax")
+FILES = {"sweep.json", "metrics.csv", "history.npz", "members", "frontier.png", "report.html"}
+
+
+def sae(*words, cwd, **options):
+    return subprocess.run(
+        [SCRIPT, *map(str, words)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        **options,
+    )
+
+
+def rows_of(folder):
+    with (folder / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a user's array in it."""
+    place = tmp_path_factory.mktemp("cli")
+    rng = np.random.default_rng(0)
+    np.save(place / "acts.npy", rng.normal(size=(2000, 32)).astype(np.float32))
+    return place
+
+
+@pytest.fixture(scope="module")
+def swept(place):
+    """The sweep of a user's own array, as the documentation shows it."""
+    words = "sweep acts.npy --d-sae 64 --l1 1e-4:1e-1:8 --seeds 2 --batch-size 256 --steps 500 --out runs/x"
+    done = sae(*words.split(), cwd=place)
+    assert done.returncode == 0, done.stderr
+    return done, place / "runs" / "x"
+
+
+def test_the_default_sweep(tmp_path):
+    done = sae("sweep", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    out = tmp_path / "runs" / "tokens-1"
+    assert {path.name for path in out.iterdir()} == FILES
+    assert len(rows_of(out)) == 256
+    assert "256 members" in done.stderr
+    assert "wrote runs/tokens-1/" in done.stderr
+    assert "frontier" in done.stdout
+    # a second one takes the next free folder
+    again = sae("sweep", "--steps", 5, "--seeds", 1, "--quiet", cwd=tmp_path)
+    assert (again.returncode, again.stdout, again.stderr) == (0, "", "")
+    assert (tmp_path / "runs" / "tokens-2" / "sweep.json").exists()
+
+
+def test_the_folder_of_a_sweep(swept):
+    done, out = swept
+    assert {path.name for path in out.iterdir()} == FILES
+    assert {path.name for path in (out / "members").iterdir()} == {f"{i:03d}" for i in range(16)}
+    rows = rows_of(out)
+    assert list(rows[0]) == (
+        "member,l1,lr,seed,loss,mse,l0,explained_variance,dead_fraction,status".split(",")
+    )
+    assert len(rows) == 16
+    assert {row["status"] for row in rows} == {"ok"}
+    with np.load(out / "history.npz") as history:
+        assert history["loss"].shape == (16, 100)
+        assert history["step"].tolist() == list(range(5, 501, 5))
+    about = json.loads((out / "sweep.json").read_text())
+    assert about["command"].startswith("sae-jax sweep acts.npy --d-sae 64")
+    assert about["members"] == 16
+    assert about["environment"]["jax"]
+    assert about["members_per_second"] > 0
+    assert (out / "frontier.png").read_bytes().startswith(b"\x89PNG")
+    assert "all members" in done.stdout
+
+
+def test_every_member_opens_in_saelens(swept, place):
+    torch = pytest.importorskip("torch")
+    sae_lens = pytest.importorskip("sae_lens")
+    x = np.load(place / "acts.npy")[:100]
+    for folder in sorted((swept[1] / "members").iterdir()):
+        theirs = sae_lens.SAE.load_from_disk(folder, device="cpu")
+        ours = sae_jax.load(folder)
+        with torch.no_grad():
+            f = theirs.encode(torch.from_numpy(x))
+            x_hat = theirs.decode(f).numpy()
+        np.testing.assert_allclose(ours.encode(x), f.numpy(), atol=1e-5)
+        np.testing.assert_allclose(ours(x), x_hat, atol=1e-5)
+
+
+def test_eval_gives_the_figures_of_the_table(swept, place):
+    done = sae("eval", swept[1] / "members" / "003", "acts.npy", "--json", cwd=place)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    row = rows_of(swept[1])[3]
+    for name in ("mse", "l0", "explained_variance", "dead_fraction"):
+        assert found[name] == pytest.approx(float(row[name]), rel=1e-5)
+    assert len(found["density"]) == 64
+    shown = sae("eval", swept[1] / "members" / "003", "acts.npy", cwd=place)
+    assert "explained_variance" in shown.stdout
+
+
+def test_train_makes_one_member(place, tmp_path):
+    done = sae(
+        "train", place / "acts.npy", "--d-sae", 16, "--steps", 20, "--out", "one", "--json", cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["members"][0]["l1"] == 0.1
+    assert {path.name for path in (tmp_path / "one" / "members").iterdir()} == {"000"}
+    several = sae("train", "--l1", "0.1,0.2", cwd=tmp_path)
+    assert several.returncode == 2
+    assert "2 members" in several.stderr
+
+
+def test_other_arguments_axes_and_architecture_options(tmp_path):
+    done = sae(
+        *"sweep --arg b1=0,0.9 --arg tied=True --l1 0.1,0.2 --lr 0.01,0.02 --zip l1,lr --seeds 1".split(),
+        *"--unit-norm-decoder --steps 5 --out r --save none --json".split(),
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    members = json.loads(done.stdout)["members"]
+    assert [(m["l1"], m["lr"], m["b1"]) for m in members] == [
+        (0.1, 0.01, 0),
+        (0.1, 0.01, 0.9),
+        (0.2, 0.02, 0),
+        (0.2, 0.02, 0.9),
+    ]
+    assert not (tmp_path / "r" / "members").exists()
+
+
+def test_a_diverging_member_is_told(tmp_path):
+    done = sae(*"sweep --lr 0.01,1e30 --l1 0.1 --seeds 2 --steps 20 --out r".split(), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    status = [row["status"] for row in rows_of(tmp_path / "r")]
+    assert status[:2] == ["ok", "ok"]
+    assert all(text.startswith("diverged at step") for text in status[2:])
+    assert "2 diverged" in done.stdout
+
+
+def bad_arrays(place):
+    """File name -> what the sentence must tell."""
+    np.save(place / "flat.npy", np.zeros(5, np.float32))
+    np.save(place / "empty.npy", np.zeros((0, 4), np.float32))
+    holed = np.zeros((10, 4), np.float32)
+    holed[3, 2], holed[7, 1] = np.nan, np.inf
+    np.save(place / "holed.npy", holed)
+    np.save(place / "whole.npy", np.zeros((5, 4), np.int64))
+    np.save(place / "complex.npy", np.zeros((5, 4), np.complex64))
+    np.save(place / "objects.npy", np.array([[object()]]), allow_pickle=True)
+    np.save(place / "large.npy", np.full((5, 4), 1e300))
+    (place / "short.npy").write_bytes((place / "acts.npy").read_bytes()[:500])
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("missing.npy", "missing.npy does not exist"),
+        ("flat.npy", "two-dimensional"),
+        ("empty.npy", "no rows"),
+        ("holed.npy", "2 values that are NaN or infinite, the first at row, column (3, 2)"),
+        ("whole.npy", "int64"),
+        ("complex.npy", "complex64"),
+        ("objects.npy", "pickled"),
+        ("large.npy", "float32"),
+        ("short.npy", "short.npy cannot be read"),
+        ("acts.npy --d-sae 0", "d_sae must be at least 1, got 0"),
+        ("acts.npy --l1 1:0.1:4", "reversed"),
+        ("acts.npy --l1 0:1:4", "above 0"),
+        ("acts.npy --l1=-0.1,0.1", "negative"),
+        ("acts.npy --l1 much", "'much'"),
+        ("acts.npy --arch rleu", "there are: relu"),
+        ("acts.npy --steps 0", "steps must be at least 1"),
+        ("acts.npy --seeds 0", "--seeds must be at least 1"),
+        ("acts.npy --batch-size 0", "batch_size must be at least 1"),
+        ("acts.npy --arg depth=1,2", "nothing takes the axis 'depth'"),
+        ("acts.npy --arg tied=maybe", "True or False"),
+        ("acts.npy --arg tied", "NAME=VALUES"),
+        ("acts.npy --zip l1,l2", "l2"),
+        ("acts.npy --zip l1,seed", "one length"),
+        ("acts.npy --resume --overwrite", "exclude each other"),
+        ("acts.npy --resume", "holds no run to resume"),
+        ("acts.npy --out acts.npy", "is a file"),
+    ],
+)
+def test_bad_input_is_one_sentence(place, words, says, capsys, monkeypatch):
+    monkeypatch.chdir(place)
+    bad_arrays(place)
+    out = [] if "--out" in words else ["--out", "nowhere/r"]
+    with pytest.raises(SystemExit) as stop:
+        main(["sweep", *words.split(), *out])
+    said = capsys.readouterr()
+    assert stop.value.code == 2
+    assert says in said.err
+    # a line that training begins may stand before it
+    assert said.err.splitlines()[-1].startswith("sae-jax: ")
+    assert said.err.count("sae-jax: ") == 1
+    assert "Traceback" not in said.err
+    assert said.out == ""
+    assert not (place / "nowhere" / "r").exists()
+
+
+def test_bad_input_in_a_process_of_its_own(place):
+    done = sae("sweep", "missing.npy", cwd=place)
+    assert done.returncode == 2
+    assert done.stderr == "sae-jax: missing.npy does not exist\n"
+    assert done.stdout == ""
+
+
+def test_eval_says_what_does_not_fit(swept, place, tmp_path, capsys):
+    np.save(tmp_path / "narrow.npy", np.zeros((4, 3), np.float32))
+    member = swept[1] / "members" / "000"
+    for words, says in [
+        ([member, tmp_path / "narrow.npy"], "reads 32 columns"),
+        ([tmp_path, place / "acts.npy"], "no format known here"),
+        ([tmp_path / "none", place / "acts.npy"], "does not exist"),
+    ]:
+        with pytest.raises(SystemExit) as stop:
+            main(["eval", *map(str, words)])
+        assert stop.value.code == 2
+        assert says in capsys.readouterr().err
+
+
+def test_a_folder_in_use_is_refused_and_can_be_replaced(tmp_path):
+    short = "sweep --steps 5 --seeds 1 --out r".split()
+    (tmp_path / "r").mkdir()  # an empty one is taken
+    assert sae(*short, cwd=tmp_path).returncode == 0
+    (tmp_path / "r" / "notes.txt").write_text("mine")
+    before = (tmp_path / "r" / "metrics.csv").read_bytes()
+    refused = sae(*short, cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "exists and is not empty" in refused.stderr
+    assert "--overwrite" in refused.stderr
+    assert "--resume" in refused.stderr
+    assert (tmp_path / "r" / "metrics.csv").read_bytes() == before
+    replaced = sae(*short[:-2], "--l1", 0.5, "--out", "r", "--overwrite", cwd=tmp_path)
+    assert replaced.returncode == 0, replaced.stderr
+    assert len(rows_of(tmp_path / "r")) == 1
+    assert {path.name for path in (tmp_path / "r" / "members").iterdir()} == {"000"}
+    assert (tmp_path / "r" / "notes.txt").read_text() == "mine"
+
+
+LONG = "sweep acts.npy --d-sae 64 --l1 0.01,0.1 --seeds 2 --batch-size 512 --steps 6000 --out".split()
+
+
+def weights(out):
+    paths = sorted((out / "members").rglob("*.safetensors"))
+    return [path.read_bytes() for path in paths]
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_stopped_and_resumed_is_never_stopped(place, number, status):
+    whole, halved = place / "whole", place / f"halved-{number}"
+    if not whole.exists():
+        assert sae(*LONG, whole, cwd=place).returncode == 0
+    running = subprocess.Popen([SCRIPT, *LONG, halved], cwd=place, stderr=subprocess.PIPE, text=True)
+    first = running.stderr.readline(), running.stderr.readline()
+    assert "0%" in first[1], first
+    time.sleep(0.3)
+    running.send_signal(number)
+    told = running.communicate(timeout=60)[1]
+    assert running.returncode == status
+    assert "go on with: sae-jax sweep acts.npy" in told
+    assert "--resume" in told
+    assert {path.name for path in halved.iterdir()} == {"checkpoints"}
+    other = sae(*LONG, halved, "--resume", "--lr", "0.5", cwd=place)
+    assert other.returncode == 2
+    assert "other options" in other.stderr
+    resumed = sae(*LONG, halved, "--resume", cwd=place)
+    assert resumed.returncode == 0, resumed.stderr
+    assert weights(halved) == weights(whole)
+    with np.load(whole / "history.npz") as a, np.load(halved / "history.npz") as b:
+        assert {name: log.tobytes() for name, log in a.items()} == {
+            name: log.tobytes() for name, log in b.items()
+        }
+    assert {path.name for path in halved.iterdir()} == FILES
+    finished = sae(*LONG, halved, "--resume", cwd=place)
+    assert finished.returncode == 0
+    assert "finished already" in finished.stderr
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 200 kB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = (
+        shutil.which("mount")
+        and not subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", disk], capture_output=True, check=False
+        ).returncode
+    )
+    if not mounted:
+        pytest.skip("a small file system cannot be mounted here")
+    yield disk
+    subprocess.run(["umount", "-l", disk], check=True)
+
+
+def test_a_full_disk_leaves_nothing_half_written(small_disk):
+    done = sae("sweep", "--steps", 5, "--seeds", 1, "--out", small_disk / "r", cwd=small_disk)
+    assert done.returncode == 2
+    assert "the disk is full" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    assert os.listdir(small_disk) == []
+
+
+def test_a_disk_that_fills_during_a_checkpoint(small_disk, place):
+    (small_disk / "filler").write_bytes(bytes(150_000))
+    running = subprocess.Popen(
+        [SCRIPT, *LONG, small_disk / "r"], cwd=place, stderr=subprocess.PIPE, text=True
+    )
+    assert "training" in running.stderr.readline()
+    assert "0%" in running.stderr.readline()
+    running.send_signal(signal.SIGTERM)
+    told = running.communicate(timeout=60)[1]
+    assert running.returncode == 2
+    assert "the disk is full" in told.splitlines()[-1]
+    assert "Traceback" not in told
+    assert os.listdir(small_disk) == ["filler"]
+
+
+def test_verify_exits_1_on_a_breach(monkeypatch, capsys):
+    monkeypatch.setattr(verification, "verify", lambda steps: iter([("case", report)]))
+    for bound, status in [(1e-3, 0), (1e-5, 1)]:
+        report = sae_jax_report(bound)
+        with pytest.raises(SystemExit) as stop:
+            main(["verify"])
+        assert stop.value.code == status
+        assert "1.0e-04" in capsys.readouterr().out
+
+
+def sae_jax_report(bound):
+    stages = verification.STAGES
+    return verification.Report(
+        "float64", 1, {stage: {"loss": 1e-4} for stage in stages}, dict.fromkeys(stages, bound)
+    )
+
+
+def test_verify_runs(place):
+    done = sae("verify", "--steps", 2, "--json", cwd=place)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["ok"]
+    assert len(found["reports"]) == 14
+
+
+def test_the_doctor(monkeypatch, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["doctor", "--json"])
+    assert stop.value.code == 0
+    found = {check["name"]: check for check in json.loads(capsys.readouterr().out)}
+    assert found["numeric probe"]["found"] == "exact"
+    monkeypatch.setitem(doctor.KNOWN_BAD, doctor.version_of("jaxlib"), "is broken")
+    with pytest.raises(SystemExit) as stop:
+        main(["doctor"])
+    assert stop.value.code == 1
+    assert "is broken" in capsys.readouterr().out
+
+
+def test_version_and_help(place):
+    assert sae("--version", cwd=place).stdout.strip() == sae_jax.__version__
+    shown = sae("--help", cwd=place).stdout
+    assert all(command in shown for command in ("sweep", "train", "eval", "verify", "doctor"))
+    module = subprocess.run(
+        [sys.executable, "-m", "sae_jax", "--version"], capture_output=True, text=True, check=True
+    )
+    assert module.stdout.strip() == sae_jax.__version__
