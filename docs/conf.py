@@ -7,7 +7,13 @@ author = "The sae_jax authors"
 copyright = "2026, the sae_jax authors"
 version = release = sae_jax.__version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "sphinx.ext.mathjax"]
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+    "sphinx.ext.mathjax",
+]
 myst_enable_extensions = ["dollarmath", "deflist"]
 myst_heading_anchors = 3
 exclude_patterns = ["_build", "generated"]
@@ -20,4 +26,22 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # shapes stand in the text; jaxtyping's forms would bury the signatures
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
+
+
+def formulas_are_literal(app, what, name, obj, options, lines):
+    """Docstrings are written to be read in a terminal: make their indented formulas literal blocks."""
+    plain = [line.replace("|", r"\|") for line in lines]
+    for i in range(1, len(lines)):
+        if lines[i].startswith("    ") and not lines[i - 1].strip():
+            block = next((j for j in range(i, len(lines)) if not lines[j].startswith("    ")), len(lines))
+            plain[i:block] = lines[i:block]
+            plain[i - 1] = "\n::\n"
+    lines[:] = "\n".join(plain).split("\n")
+
+
+def setup(app):
+    """Before napoleon, which comes at 500, turns sections into fields."""
+    app.connect("autodoc-process-docstring", formulas_are_literal, priority=400)
+
+
 napoleon_custom_sections = [("Source", "notes_style")]

@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import Array
 
 from sae_jax.base import InputError, require
 
@@ -11,7 +12,11 @@ Grid = dict[str, np.ndarray]
 """Columns of equal length, by the name of the hyper-parameter."""
 
 
-def zipped(**axes: Sequence | np.ndarray) -> Grid:
+Axis = Sequence[float] | np.ndarray | Array
+"""The values of one hyper-parameter."""
+
+
+def zipped(**axes: Axis) -> Grid:
     """Axes walked together: member i takes the i-th value of each.
 
     Args:
@@ -27,6 +32,7 @@ def zipped(**axes: Sequence | np.ndarray) -> Grid:
       >>> zipped(l1=[0.1, 0.2], lr=[1e-3, 1e-4])["lr"]
       array([0.001 , 0.0001])
     """
+    require(bool(axes), "zipped needs at least one axis, such as l1=[0.01, 0.1]")
     columns = {name: _column(name, values) for name, values in axes.items()}
     lengths = {name: len(column) for name, column in columns.items()}
     if len(set(lengths.values())) > 1:
@@ -35,7 +41,7 @@ def zipped(**axes: Sequence | np.ndarray) -> Grid:
     return columns
 
 
-def grid(*tables: Grid, **axes: Sequence | np.ndarray) -> Grid:
+def grid(*tables: Grid, **axes: Axis) -> Grid:
     """The product of axes, and of grids made before: every combination, the last named varying fastest.
 
     Args:
@@ -106,8 +112,11 @@ def _number(part: str, text: str) -> float:
     return value
 
 
-def _column(name: str, values: Sequence | np.ndarray) -> np.ndarray:
-    column = np.asarray(list(values) if isinstance(values, range) else values)
+def _column(name: str, values: Axis) -> np.ndarray:
+    try:
+        column = np.asarray(values)
+    except ValueError:  # a list of lists of several lengths
+        column = np.empty((0, 0))
     is_axis = column.ndim == 1 and column.dtype.kind in "iuf"
     require(is_axis, f"axis {name!r} must be a list of numbers, got {values!r}")
     require(len(column) > 0, f"axis {name!r} has no values")

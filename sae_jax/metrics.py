@@ -5,6 +5,7 @@ variances do not cancel; sums over batches are taken on the host in float64.
 """
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -37,10 +38,12 @@ class Sums(NamedTuple):
     fvu_batch: Scalar  # of this batch
 
 
-def measure(sae: SAE, params: Params, batch: Batch, centre: Float[Array, "d"]) -> Sums:
-    """The sums of one batch."""
-    f = sae.encode(params, batch.x)
-    x_hat, y = sae.decode(params, f), batch.y
+def measure(
+    encode: Callable, decode: Callable, params: Params, batch: Batch, centre: Float[Array, "d"]
+) -> Sums:
+    """The sums of one batch, by an SAE's `encode` and `decode`."""
+    f = encode(params, batch.x)
+    x_hat, y = decode(params, f), batch.y
     error = jnp.square(x_hat - y).sum(axis=-1)
     centred = y - centre
     norm, norm_hat = jnp.linalg.norm(y, axis=-1), jnp.linalg.norm(x_hat, axis=-1)
@@ -74,7 +77,7 @@ def stream(measure_batch: Callable[[Batch, Array], Sums], batches: Iterable[Batc
         explained_variance_legacy     E (1 - |e|^2 / |y - batch mean|^2)   (SAELens, before 2025)
         fvu_batch                     mean over batches of sum|e|^2 / sum|y - batch mean|^2
                                       (sparsify, dictionary_learning)
-        cosine                        E cos(x_hat, y)
+        cosine                        E cos(x_hat, y), 0 where either is 0
         shrinkage                     E |x_hat| / |y|
         relative_reconstruction_bias  E|x_hat|^2 / E(x_hat . y)            (Rajamanoharan et al. 2024)
         l0, l1                        E #{f > 0}, E sum|f|
@@ -117,8 +120,10 @@ def evaluate(sae: SAE, params: Params, batches: Iterable[Batch]) -> dict[str, np
     Example:
       >>> evaluate(sae, state.params, source.evaluation(65_536))["l0"]
     """
-    compiled = jax.jit(lambda params, batch, centre: measure(sae, params, batch, centre))
-    return stream(lambda batch, centre: compiled(params, batch, centre), batches)
+    return stream(partial(_measure, sae.encode, sae.decode, params), batches)
+
+
+_measure = jax.jit(measure, static_argnums=(0, 1))
 
 
 def _finish(s) -> dict[str, np.ndarray]:
@@ -129,7 +134,7 @@ def _finish(s) -> dict[str, np.ndarray]:
         density = s.fired / rows[..., None]
         log_density = np.clip(np.log10(density + 1e-10), DENSITY_BINS[0], DENSITY_BINS[-1])
         histogram = np.apply_along_axis(lambda row: np.histogram(row, DENSITY_BINS)[0], -1, log_density)
-        return {
+        found = {
             "mse": s.error / rows / s.centred.shape[-1],
             "explained_variance": 1 - fvu,
             "fvu": fvu,
@@ -144,3 +149,4 @@ def _finish(s) -> dict[str, np.ndarray]:
             "dead_fraction": (density == 0).mean(axis=-1),
             "density_histogram": histogram,
         }
+    return {name: np.asarray(value) for name, value in found.items()}

@@ -2,10 +2,12 @@
 
 import csv
 import json
+import shutil
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -106,9 +108,9 @@ class SweepResult(NamedTuple):
         for name, bound in bounds.items():
             allowed &= self._column(name) <= bound
         if not allowed.any():
-            reached = "; ".join(
-                f"the least {name} reached is {np.nanmin(self._column(name)):.4g}" for name in bounds
-            )
+            ok = self.status == "ok"
+            least = {name: self._column(name)[ok].min() for name in bounds if ok.any()}
+            reached = "; ".join(f"the least {name} reached is {value:.4g}" for name, value in least.items())
             raise InputError(f"no member keeps to {bounds or 'a finite value'}: {reached or 'all diverged'}")
         return int(np.where(allowed, self._column(by), np.inf).argmin())
 
@@ -141,7 +143,7 @@ class SweepResult(NamedTuple):
         """Write `sweep.json`, `metrics.csv`, `history.npz` and `members/NNN/`.
 
         Args:
-          folder: made if missing.
+          folder: made if missing; the members of a sweep that was saved there before are removed.
           save: whose weights: "all", "frontier" or "none".
           about: what else `sweep.json` should tell.
 
@@ -152,6 +154,7 @@ class SweepResult(NamedTuple):
         require(save in chosen, f"save must be one of {', '.join(chosen)}, got {save!r}")
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(folder / "members", ignore_errors=True)
         digits = max(3, len(str(members(self.grid) - 1)))
         for index in chosen[save].tolist():
             self.member(index).save(folder / "members" / f"{index:0{digits}d}")
@@ -197,10 +200,12 @@ class SweepResult(NamedTuple):
             names = set(COLUMNS) - {"loss"}
             metrics = {name: np.array([float(row[name]) for row in rows]) for name in names}
             factory_axes = tuple(about["factory_axes"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, EOFError, ValueError, KeyError, TypeError, BadZipFile) as error:
             raise InputError(f"{folder} does not hold a whole sweep: {error!r}") from None
+        require(bool(rows), f"{folder} does not hold a whole sweep: metrics.csv has no rows")
         metrics["fvu"] = 1 - metrics["explained_variance"]
-        found = sorted((folder / "members").glob("[0-9]*"), key=lambda path: int(path.name))
+        found = [path for path in (folder / "members").glob("*") if path.name.isdecimal()]
+        found.sort(key=lambda path: int(path.name))
         trained = [TrainedSAE(*formats.read(path)) for path in found]
         return SweepResult(
             factory=_factory_of(trained, factory_axes),

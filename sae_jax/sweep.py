@@ -90,10 +90,13 @@ def sweep(
       >>> result.table["l0"]
     """
     total = members(grid)
+    seeds = grid.get("seed")
+    require(seeds is None or seeds.dtype.kind in "iu", "seeds must be whole numbers")
     program = _program(factory, optimizer, tuple(grid), jnp.dtype(dtype))
     for row in _distinct_rows(grid, program.factory_names):
         factory(**row)
-    at_once = members_at_once or members_that_fit(program, grid, source)
+    _try(program, grid, source)
+    at_once = members_that_fit(program, grid, source) if members_at_once is None else members_at_once
     require(at_once >= 1, f"members_at_once must be at least 1, got {at_once}")
     chunks = math.ceil(total / at_once)
     at_once = math.ceil(total / chunks)
@@ -143,6 +146,9 @@ class _Program(NamedTuple):
     """The compiled parts of a sweep; made once per factory, optimizer and axes."""
 
     factory_names: tuple[str, ...]
+    build: Callable[[dict[str, Any]], tuple[SAE, optax.GradientTransformation]]
+    first_step: Callable[[dict[str, Any], Batch], Any]
+    """Of one member, from its initial weights; to find out whether it can be traced."""
     to_device: Callable[[Grid], dict[str, Array]]
     start: Callable[[dict[str, Array]], Members]
     step: Callable[[Members, Batch], tuple[Members, dict[str, Array]]]
@@ -170,15 +176,17 @@ def _program(factory, optimizer, names: tuple[str, ...], dtype) -> _Program:
         return make_step(*build(hyper))(state, batch)
 
     def measure(hyper, params: Params, batch: Batch, centre):
-        return metrics.measure(build(hyper)[0], params, batch, centre)
+        sae = build(hyper)[0]
+        return metrics.measure(sae.encode, sae.decode, params, batch, centre)
 
     def vmapped_step(state: Members, batch: Batch):
         train, logs = jax.vmap(step, in_axes=(0, 0, None))(state.hyper, state.train, batch)
         return Members(state.hyper, train), logs
 
-    _refuse_shapes(start, names, to_device)
     return _Program(
         factory_names,
+        build,
+        lambda hyper, batch: step(hyper, start(hyper), batch),
         to_device,
         jax.jit(lambda hyper: Members(hyper, jax.vmap(start)(hyper))),
         vmapped_step,
@@ -218,30 +226,34 @@ def _route(factory, optimizer, names: Iterable[str]) -> tuple[tuple[str, ...], d
     return tuple(name for name in names if name in ours), to_optimizer
 
 
-def _refuse_shapes(start, names: tuple[str, ...], to_device) -> None:
-    """An axis that sets a shape cannot be traced: find out which, before anything is compiled."""
-    ones = to_device({name: np.ones(1, np.int64 if name == "seed" else np.float64) for name in names})
-    abstract = {name: jax.ShapeDtypeStruct((), leaf.dtype) for name, leaf in ones.items()}
-    try:
-        jax.eval_shape(start, abstract)
-    except (TypeError, jax.errors.JAXTypeError) as error:
-        culprit = next((name for name in names if _is_static(start, ones, abstract, name)), None)
-        if culprit is None:
-            raise
-        raise InputError(
-            f"{culprit!r} sets a shape or a branch, so it cannot be an axis: run one sweep per value of it"
-        ) from error
+def _try(program: _Program, grid: Grid, source: Source) -> None:
+    """Trace one member's first step, so that what cannot work is said before anything is compiled."""
+    batch = jax.eval_shape(lambda: source.batch(jnp.int32(0)))
+    concrete = {name: column[0].item() for name, column in grid.items()}
+    d_in = program.build(concrete)[0].config.get("d_in", batch.x.shape[1])
+    width = batch.x.shape[1]
+    require(d_in == width, f"the factory's d_in is {d_in}, but the source's rows have {width} columns")
+    rows = program.to_device({name: column[:1] for name, column in grid.items()})
+    traced = {name: jax.ShapeDtypeStruct((), column.dtype) for name, column in rows.items()}
 
+    def fails(names: Iterable[str]) -> Exception | None:
+        """What tracing over these axes raises, the others at their first value."""
+        some = {name: traced[name] for name in names}
+        try:
+            jax.eval_shape(lambda hyper, batch: program.first_step({**concrete, **hyper}, batch), some, batch)
+        except (TypeError, ValueError, jax.errors.JAXTypeError) as error:
+            return error
+        return None
 
-def _is_static(start, ones, abstract, name: str) -> bool:
-    def with_one(value):
-        return start({**dict.fromkeys(ones, 1), name: value})
-
-    try:
-        jax.eval_shape(with_one, abstract[name])
-    except (TypeError, jax.errors.JAXTypeError):
-        return True
-    return False
+    error = fails(grid)
+    if error is None:
+        return
+    culprit = None if fails(()) else next((name for name in grid if fails((name,))), None)
+    if culprit is None:
+        raise error
+    raise InputError(
+        f"{culprit!r} sets a shape or a branch, so it cannot be an axis: run one sweep per value of it"
+    ) from error
 
 
 def _distinct_rows(grid: Grid, names: tuple[str, ...]) -> list[dict[str, Any]]:

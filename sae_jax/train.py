@@ -134,6 +134,7 @@ def run(
       >>> history["loss"][-1]
     """
     require(steps >= 1, f"steps must be at least 1, got {steps}")
+    require(points >= 1, f"points must be at least 1, got {points}")
     require(0 <= start <= steps, f"start must lie within the run of {steps} steps, got {start}")
     stops = points_of(start, steps, points)
     shapes = jax.eval_shape(lambda state: step(state, source.batch(jnp.int32(0)))[1], state)

@@ -1,5 +1,7 @@
 """The ReLU SAE with an L1 penalty: the seed's, and by its arguments the field's."""
 
+from math import inf
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -57,7 +59,7 @@ def relu(
     Source: Cunningham et al. 2023 (arXiv 2309.08600), section 2; Bricken et al. 2023, "Towards
     Monosemanticity"; decoder-norm weights: Anthropic, Circuits Updates April 2024.
     """
-    require(isinstance(l1, jax.Array) or l1 >= 0, f"l1 must not be negative, got {l1}")
+    require(isinstance(l1, jax.Array) or 0 <= l1 < inf, f"l1 must be finite and not negative, got {l1}")
 
     def init(key, dtype=jnp.float32):
         # U(+-1/sqrt(fan_in)) for every weight and bias, as torch.nn.Linear; in one draw, because each

@@ -5,7 +5,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from sae_jax.base import InputError, require
 
@@ -40,7 +40,7 @@ def read_array(path: str | Path, name: str | None = None) -> Float[np.ndarray, "
         raise
     except PermissionError:
         raise InputError(f"{path} may not be read by this user") from None
-    except (OSError, ValueError, KeyError, EOFError, SyntaxError, MemoryError, SafetensorError) as error:
+    except Exception as error:  # a damaged file makes the parsers raise a dozen types
         reason = " ".join(str(error).split()) or type(error).__name__
         if "allow_pickle" in reason or "Python objects" in reason:
             reason = "it holds pickled Python objects, which are not loaded because they can run code"
@@ -50,11 +50,17 @@ def read_array(path: str | Path, name: str | None = None) -> Float[np.ndarray, "
 
 def _read(path: Path, name: str | None) -> np.ndarray:
     if path.suffix == ".npy":
-        return np.load(path, mmap_mode="r", allow_pickle=False)
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        require(isinstance(array, np.ndarray), f"{path} is an archive of arrays: rename it to .npz")
+        return array
     if path.suffix == ".npz":
-        with np.load(path, allow_pickle=False) as archive:
-            require(not isinstance(archive, np.ndarray), f"{path} holds a single array: rename it to .npy")
-            return archive[_choose(path, list(archive.files), name)]
+        archive = np.load(path, allow_pickle=False)
+        require(not isinstance(archive, np.ndarray), f"{path} holds a single array: rename it to .npy")
+        with archive:
+            chosen = _choose(path, list(archive.files), name)
+            array = archive[chosen]
+        require(isinstance(array, np.ndarray), f"{path}: {chosen} is not an array")
+        return array
     with safe_open(path, framework="numpy") as tensors:
         return tensors.get_tensor(_choose(path, list(tensors.keys()), name))
 

@@ -99,6 +99,7 @@ def in_memory(
             jnp.issubdtype(array.dtype, jnp.floating), f"{name} must be floating point, got {array.dtype}"
         )
     require(y is None or len(y) == len(x), f"x has {len(x)} rows but y has {len(y) if y is not None else 0}")
+    require(0 <= seed < 2**32, f"seed must be at least 0 and below 2^32, got {seed}")
     require(batch_size >= 1, f"batch_size must be at least 1, got {batch_size}")
     require(len(x) < 2**30, f"an array in memory holds fewer than 2^30 rows, got {len(x)}")
     return InMemory(

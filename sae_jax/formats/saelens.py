@@ -94,6 +94,11 @@ def read(folder: str | Path) -> tuple[SAE, Params]:
         require(name in weights, f"{folder / WEIGHTS} has no tensor {name}")
         found = weights[name].shape
         require(found == shape, f"{folder / WEIGHTS}: {name} must be {shape}, got {found}")
+        kind = weights[name].dtype
+        require(
+            jnp.issubdtype(kind, jnp.floating),
+            f"{folder / WEIGHTS}: {name} must be floating point, got {kind}",
+        )
     return sae, {name: jnp.asarray(weights[name]) for name in shapes}
 
 
@@ -122,7 +127,7 @@ def _rebuild(folder: Path, cfg: dict[str, Any]) -> SAE:
             "apply_b_dec_to_input": cfg.get("apply_b_dec_to_input", True),
         }
     for name in ("d_in", "d_sae"):
-        require(isinstance(arguments.get(name), int), f"{folder / CONFIG} must give {name} as a whole number")
+        require(type(arguments.get(name)) is int, f"{folder / CONFIG} must give {name} as a whole number")
     try:
         return factory(**arguments)
     except TypeError as error:

@@ -62,6 +62,7 @@ def from_state_dict(state: Mapping[str, np.ndarray]) -> tuple[SAE, Params]:
             name in state, f"the state dict has no {name}; it has: {', '.join(map(str, state)) or 'nothing'}"
         )
         array = np.asarray(state[name])
+        require(array.dtype.kind == "f", f"{name} must be floating point, got {array.dtype}")
         params[ours] = jnp.asarray(array.T if theirs.endswith(".T") else array)
     shapes = {name: leaf.shape for name, leaf in params.items()}
     require(params["W_enc"].ndim == 2, f"encoder.0.weight must be [d_sae, d_in], got {shapes['W_enc'][::-1]}")
@@ -87,10 +88,14 @@ def read(path: str | Path) -> tuple[SAE, Params]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises a dozen types for a bad file
         reason = (str(error).splitlines() or [type(error).__name__])[0]
+        if "weights_only" in str(error):
+            reason = "it holds more than tensors, which is not loaded because it can run code"
         raise InputError(f"{path} cannot be read as a PyTorch state dict: {reason}") from None
     tensors = isinstance(state, Mapping) and all(isinstance(leaf, torch.Tensor) for leaf in state.values())
     require(tensors, f"{path} must hold a state dict of tensors, got {type(state).__name__}")
-    return from_state_dict({name: leaf.numpy() for name, leaf in state.items()})
+    # numpy has no bfloat16; float32 holds each of its values
+    widened = {name: leaf.float() if leaf.dtype == torch.bfloat16 else leaf for name, leaf in state.items()}
+    return from_state_dict({name: leaf.detach().numpy() for name, leaf in widened.items()})
 
 
 def write(path: str | Path, params: Params) -> None:

@@ -1,0 +1,155 @@
+"""What importing costs, and who may know whom (docs/design.md)."""
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+LEVELS = {
+    "base": 1,
+    "activations": 2,
+    "linear": 2,
+    "losses": 2,
+    "transforms": 2,
+    "metrics": 2,
+    "data": 2,
+    "synthetic": 2,
+    "sharding": 2,
+    "checkpoint": 2,
+    "grid": 2,
+    "architectures": 3,
+    "train": 4,
+    "formats": 4,
+    "recipes": 5,
+    "plan": 5,
+    "trained": 5,
+    "result": 5,
+    "sweep": 5,
+    "adapters": 5,
+    "verify": 6,
+    "report": 6,
+    "doctor": 7,
+    "cli": 7,
+    "__main__": 7,
+}
+"""The first part of a module's name, and its line in "Who may know whom". It may import lower ones."""
+
+WITHIN_A_LEVEL = {
+    ("synthetic", "data"),
+    ("result", "trained"),
+    ("sweep", "trained"),
+    ("sweep", "result"),
+    ("adapters", "trained"),
+    ("cli", "doctor"),
+    ("__main__", "cli"),
+}
+"""(importer, imported) where one level has an order of its own."""
+
+FACE = 5
+"""The level of the package itself: what sees `sae_jax.relu` sees everything up to the sweep."""
+
+MAY_IMPORT_TORCH = ("verify", "adapters", "data.harvest", "formats.seed_module")
+NEVER_AT_THE_TOP = {"torch", "sae_lens", "transformers", "orbax"}
+
+
+def modules(package: Path) -> dict[str, Path]:
+    """Dotted names below the package, the face itself left out."""
+    found = {}
+    for path in sorted(package.rglob("*.py")):
+        parts = path.relative_to(package).with_suffix("").parts
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        if name:
+            found[name] = path
+    return found
+
+
+def imports(path: Path):
+    """(dotted name, whether importing the module runs it) of everything that a file imports."""
+    tree = ast.parse(path.read_text())
+    inside = {
+        id(node)
+        for block in ast.walk(tree)
+        if isinstance(block, ast.FunctionDef | ast.AsyncFunctionDef)
+        or (isinstance(block, ast.If) and ast.unparse(block.test) == "TYPE_CHECKING")
+        for node in ast.walk(block)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, id(node) not in inside
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are written out, not relative"
+            for alias in node.names:
+                yield f"{node.module}.{alias.name}", id(node) not in inside
+
+
+def wrong_edges(found: dict[str, Path], edges) -> list[str]:
+    """The edges (importer, imported name) that the levels do not allow, each as a sentence."""
+    wrong = []
+    for importer, target in edges:
+        parts = target.split(".")[1:]
+        while parts and ".".join(parts) not in found:
+            parts.pop()
+        imported = parts[0] if parts else None
+        room = importer.split(".")[0]
+        if room == imported or (room, imported) in WITHIN_A_LEVEL:
+            continue
+        level = LEVELS[imported] if imported else FACE
+        if level >= LEVELS[room]:
+            wrong.append(f"{importer} (level {LEVELS[room]}) imports {target} (level {level})")
+    return wrong
+
+
+def test_every_module_has_a_level(package):
+    unknown = {name.split(".")[0] for name in modules(package)} - set(LEVELS)
+    assert not unknown, (
+        f"{unknown}: add a row to LEVELS in {__file__} and to 'Who may know whom' in docs/design.md"
+    )
+
+
+def test_modules_import_only_what_lies_below_them(package):
+    found = modules(package)
+    edges = [
+        (name, target) for name, path in found.items() for target, _ in imports(path)
+        if target.split(".")[0] == "sae_jax"
+    ]  # fmt: skip
+    assert len(edges) > 20
+    assert wrong_edges(found, edges) == []
+
+
+@pytest.mark.parametrize(
+    ("importer", "target"),
+    [("base", "sae_jax.losses"), ("losses", "sae_jax.metrics"), ("train", "sae_jax.formats"),
+     ("trained", "sae_jax.sweep"), ("result", "sae_jax.sweep.sweep"), ("metrics", "sae_jax.relu"),
+     ("formats.saelens", "sae_jax.trained.load")],
+)  # fmt: skip
+def test_an_edge_upwards_is_seen(package, importer, target):
+    assert wrong_edges(modules(package), [(importer, target)])
+
+
+def test_torch_is_imported_only_where_it_is_needed(package):
+    for name, path in modules(package).items():
+        for target, at_top in imports(path):
+            library = target.split(".")[0]
+            assert not (at_top and library in NEVER_AT_THE_TOP), f"{name} imports {library} at its top"
+            if library in ("torch", "sae_lens"):
+                assert name.startswith(MAY_IMPORT_TORCH), f"{name} imports {library}"
+
+
+def test_importing_the_package_is_light_and_touches_no_device():
+    code = """
+import json, sys
+import sae_jax
+from jax._src import xla_bridge
+print(json.dumps([xla_bridge.backends_are_initialized(), [name for name in sys.modules if "." not in name],
+                  "orbax.checkpoint" in sys.modules]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    initialised, loaded, orbax = json.loads(done.stdout)
+    assert not initialised
+    assert not orbax
+    assert {"jax", "sae_jax"} <= set(loaded)
+    assert not {"torch", "matplotlib", "plotly", "sae_lens", "transformers", "tyro"} & set(loaded)
