@@ -2,7 +2,6 @@
 
 import inspect
 import math
-import os
 from collections.abc import Callable, Iterable
 from functools import lru_cache, partial
 from pathlib import Path
@@ -12,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import psutil
 from jaxtyping import Array, Shaped
 
 from sae_jax import metrics
@@ -54,7 +54,7 @@ def sweep(
     members_at_once: int | None = None,
     points: int = 100,
     evaluate_rows: int = 65_536,
-    between: Callable[[Look], bool | None] | None = None,
+    look: Callable[[Look], bool | None] | None = None,
     checkpoints: Path | None = None,
 ) -> SweepResult:
     """Train one SAE per row of a grid, all in one compiled program on one shared stream of batches.
@@ -73,7 +73,7 @@ def sweep(
       members_at_once: how many train side by side; None for as many as fit in half of the free memory.
       points: about how many points of history to keep.
       evaluate_rows: how many rows the final metrics look at, at most.
-      between: called between chunks of steps; returning True ends the sweep there, after a checkpoint.
+      look: called between chunks of steps; returning True ends the sweep there, after a checkpoint.
       checkpoints: a folder to write checkpoints to, and to go on from where it holds some.
 
     Returns:
@@ -82,7 +82,7 @@ def sweep(
     Raises:
       InputError: an axis that nothing takes or that sets a shape, a value that the factory refuses, an
         optimizer that lacks an argument.
-      Stopped: `between` asked for the end.
+      Stopped: `look` asked for the end.
 
     Example:
       >>> result = sweep(partial(relu, d_in=4, d_sae=6), grid=grid(l1=[0.01, 0.1], lr=[1e-2], seed=range(8)),
@@ -90,15 +90,27 @@ def sweep(
       >>> result.table["l0"]
     """
     total = members(grid)
-    seeds = grid.get("seed")
-    require(seeds is None or seeds.dtype.kind in "iu", "seeds must be whole numbers")
+    seeds = grid.get("seed", np.zeros(1, int))
+    whole = seeds.dtype.kind in "iu" and seeds.min() >= 0 and seeds.max() < 2**32
+    require(bool(whole), "every seed must be a whole number from 0 to 2^32 - 1")
+    exact = jax.dtypes.canonicalize_dtype(dtype) == jnp.dtype(dtype)
+    require(
+        exact, f"dtype {jnp.dtype(dtype)} needs double precision: jax.config.update('jax_enable_x64', True)"
+    )
     program = _program(factory, optimizer, tuple(grid), jnp.dtype(dtype))
     for row in _distinct_rows(grid, program.factory_names):
         factory(**row)
     _try(program, grid, source)
-    at_once = members_that_fit(program, grid, source) if members_at_once is None else members_at_once
-    require(at_once >= 1, f"members_at_once must be at least 1, got {at_once}")
-    chunks = math.ceil(total / at_once)
+    require(
+        members_at_once is None or members_at_once >= 1,
+        f"members_at_once must be at least 1, got {members_at_once}",
+    )
+    # a resumed sweep keeps the chunks that it was started with: the memory that is free may have changed
+    before = [] if checkpoints is None else [path.name for path in Path(checkpoints).glob("*-of-*")]
+    if before and members_at_once is None:
+        chunks = int(before[0].split("-of-")[1])
+    else:
+        chunks = math.ceil(total / (members_at_once or members_that_fit(program, grid, source)))
     at_once = math.ceil(total / chunks)
 
     parts = []
@@ -109,8 +121,8 @@ def sweep(
         rows = np.minimum(np.arange(first, first + at_once), total - 1)
         start = program.start(program.to_device({name: column[rows] for name, column in grid.items()}))
 
-        def look(done: int, history: History, first=first, size=size) -> bool:
-            return bool(between and between(Look(first * steps + size * done, total * steps, history)))
+        def tell(done: int, history: History, first=first, size=size) -> bool:
+            return bool(look and look(Look(first * steps + size * done, total * steps, history)))
 
         state, history = run_resumable(
             program.step,
@@ -118,8 +130,8 @@ def sweep(
             source,
             steps,
             points=points,
-            look=look,
-            checkpoints=None if checkpoints is None else Path(checkpoints) / f"{number:03d}",
+            look=tell,
+            checkpoints=None if checkpoints is None else Path(checkpoints) / f"{number}-of-{chunks}",
         )
         measured = metrics.stream(partial(program.measure, state), source.evaluation(evaluate_rows))
         params = {name: np.asarray(leaf)[:size] for name, leaf in state.train.params.items()}
@@ -166,8 +178,11 @@ def _program(factory, optimizer, names: tuple[str, ...], dtype) -> _Program:
         return factory(**{name: hyper[name] for name in factory_names}), chain
 
     def to_device(rows: Grid) -> dict[str, Array]:
-        floats = {name: dtype if column.dtype.kind == "f" else jnp.int32 for name, column in rows.items()}
-        return {name: jnp.asarray(column, floats[name]) for name, column in rows.items()}
+        kinds = {"f": dtype, "i": jnp.int32, "u": jnp.uint32}
+        whole = {
+            name: column.astype(np.uint32) if name == "seed" else column for name, column in rows.items()
+        }
+        return {name: jnp.asarray(column, kinds[column.dtype.kind]) for name, column in whole.items()}
 
     def start(hyper) -> TrainState:
         return init(*build(hyper), jax.random.key(hyper.get("seed", 0)), dtype)
@@ -281,4 +296,4 @@ def free_memory() -> int:
     stats = jax.local_devices()[0].memory_stats()
     if stats and "bytes_limit" in stats:
         return stats["bytes_limit"] - stats["bytes_in_use"]
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return psutil.virtual_memory().available

@@ -1,5 +1,7 @@
 """Every architecture keeps every promise."""
 
+import sys
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -315,7 +317,7 @@ def test_a_stopped_sweep_of_several_chunks_resumes_bit_for_bit(small, tmp_path, 
     def sweep(between=None, checkpoints=None):
         return sae_jax.sweep(
             case.factory, case.optimizer, grid=FIVE, source=source, steps=9, members_at_once=2,
-            between=between, checkpoints=checkpoints,
+            look=between, checkpoints=checkpoints,
         )  # fmt: skip
 
     whole = sweep()
@@ -337,6 +339,19 @@ def test_a_stopped_sweep_of_several_chunks_resumes_bit_for_bit(small, tmp_path, 
     assert_same_bits(resumed.params, whole.params)
     assert_same_bits(resumed.metrics, whole.metrics)
     assert_same_bits(resumed.history, whole.history)
+
+
+def test_a_resumed_sweep_keeps_its_chunks_when_memory_has_changed(small, tmp_path, monkeypatch):
+    case, source = CASES[0], sae_jax.in_memory(small, batch_size=20)
+    sweep = partial(sae_jax.sweep, case.factory, case.optimizer, grid=FIVE, source=source, steps=9)
+    whole = sweep(members_at_once=2)
+    limited = sys.modules["sae_jax.sweep"]
+    monkeypatch.setattr(limited, "members_that_fit", lambda *_: 2)
+    with pytest.raises(sae_jax.Stopped):
+        sweep(checkpoints=tmp_path, look=lambda look: look.member_steps > 2 * 9)
+    monkeypatch.setattr(limited, "members_that_fit", lambda *_: 5)
+    resumed = sweep(checkpoints=tmp_path)
+    assert_same_bits(resumed.params, whole.params)
 
 
 def test_nothing_is_restored_from_an_empty_or_missing_folder(tmp_path):

@@ -221,7 +221,7 @@ def _execute(command: str, options: Training, job: Job) -> int:
                     source=job.source,
                     steps=job.steps,
                     members_at_once=options.members_at_once,
-                    between=lambda look: ticker.show(look) or signals.received is not None,
+                    look=lambda look: ticker.show(look) or signals.received is not None,
                     checkpoints=run.checkpoints,
                 )
             except Stopped:
