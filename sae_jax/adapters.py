@@ -30,15 +30,15 @@ class SAEModule(nnx.Module):
         for name, leaf in trained.params.items():
             setattr(self, name, nnx.Param(leaf))
 
-    def encode(self, x: Float[Array, "batch d_in"]) -> Float[Array, "batch d_sae"]:
+    def encode(self, x: Float[Array, "*batch d_in"]) -> Float[Array, "*batch d_sae"]:
         """Features of `x`."""
         return self._encode(self._params(), x)
 
-    def decode(self, f: Float[Array, "batch d_sae"]) -> Float[Array, "batch d_out"]:
+    def decode(self, f: Float[Array, "*batch d_sae"]) -> Float[Array, "*batch d_out"]:
         """Reconstruction from features."""
         return self._decode(self._params(), f)
 
-    def __call__(self, x: Float[Array, "batch d_in"]) -> Float[Array, "batch d_out"]:
+    def __call__(self, x: Float[Array, "*batch d_in"]) -> Float[Array, "*batch d_out"]:
         """Reconstruction of `x`."""
         return self.decode(self.encode(x))
 

@@ -57,8 +57,8 @@ class SAE(NamedTuple):
     """
 
     init: Callable[..., Params]
-    encode: Callable[[Params, Float[Array, "batch d_in"]], Float[Array, "batch d_sae"]]
-    decode: Callable[[Params, Float[Array, "batch d_sae"]], Float[Array, "batch d_out"]]
+    encode: Callable[[Params, Float[Array, "*batch d_in"]], Float[Array, "*batch d_sae"]]
+    decode: Callable[[Params, Float[Array, "*batch d_sae"]], Float[Array, "*batch d_out"]]
     loss: Callable[[Params, Batch, Progress], tuple[Scalar, Info]]
     config: dict[str, Any]
     """`{"architecture": name, argument: value, ...}`: enough to build the same SAE again."""

@@ -22,15 +22,15 @@ class TrainedSAE(NamedTuple):
     sae: SAE
     params: Params
 
-    def encode(self, x: Float[Array | np.ndarray, "batch d_in"]) -> Float[Array, "batch d_sae"]:
+    def encode(self, x: Float[Array | np.ndarray, "*batch d_in"]) -> Float[Array, "*batch d_sae"]:
         """Features of `x`."""
         return jax.jit(self.sae.encode)(self.params, x)
 
-    def decode(self, f: Float[Array | np.ndarray, "batch d_sae"]) -> Float[Array, "batch d_out"]:
+    def decode(self, f: Float[Array | np.ndarray, "*batch d_sae"]) -> Float[Array, "*batch d_out"]:
         """Reconstruction from features."""
         return jax.jit(self.sae.decode)(self.params, f)
 
-    def __call__(self, x: Float[Array | np.ndarray, "batch d_in"]) -> Float[Array, "batch d_out"]:
+    def __call__(self, x: Float[Array | np.ndarray, "*batch d_in"]) -> Float[Array, "*batch d_out"]:
         """Reconstruction of `x`."""
         return self.decode(self.encode(x))
 

@@ -162,3 +162,12 @@ def test_a_decoder_row_of_zeros_has_a_finite_gradient_under_its_norm():
     gradients = jax.grad(lambda params: sae.loss(params, batch, None)[0])(params)
     for name, gradient in gradients.items():
         assert jnp.isfinite(gradient).all(), name
+
+
+@pytest.mark.parametrize("width", [4, 90])  # below and above linear.TINY
+def test_matmul_takes_any_leading_axes(width):
+    b = jax.random.normal(jax.random.key(0), (width, width))
+    a = np.asarray(jax.random.normal(jax.random.key(1), (2, 3, width)))
+    flat = linear.matmul(a.reshape(6, width), b)
+    np.testing.assert_allclose(linear.matmul(a, b), flat.reshape(2, 3, width), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(linear.matmul(a[0, 0], b), flat[0], rtol=1e-5, atol=1e-5)
