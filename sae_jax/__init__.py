@@ -1,7 +1,7 @@
 """Sparse autoencoders in JAX: pure functions, one step, sweeps by vmap."""
 
-from sae_jax import data, formats, losses, metrics, synthetic, transforms
-from sae_jax.architectures import architectures, relu
+from sae_jax import architectures, data, formats, losses, metrics, synthetic, transforms
+from sae_jax.architectures import relu
 from sae_jax.base import SAE, Batch, Info, InputError, Params, Progress, TrainState
 from sae_jax.data import in_memory, read_array
 from sae_jax.grid import grid, zipped

@@ -23,20 +23,18 @@ class SAEModule(nnx.Module):
     """
 
     def __init__(self, trained: TrainedSAE):
-        # the two functions, not the whole SAE: what a module holds as static must be hashable
-        self._encode = trained.sae.encode
-        self._decode = trained.sae.decode
+        self._sae = trained.sae
         self._names = tuple(trained.params)
         for name, leaf in trained.params.items():
             setattr(self, name, nnx.Param(leaf))
 
     def encode(self, x: Float[Array, "*batch d_in"]) -> Float[Array, "*batch d_sae"]:
         """Features of `x`."""
-        return self._encode(self._params(), x)
+        return self._sae.encode(self._params(), x)
 
     def decode(self, f: Float[Array, "*batch d_sae"]) -> Float[Array, "*batch d_out"]:
         """Reconstruction from features."""
-        return self._decode(self._params(), f)
+        return self._sae.decode(self._params(), f)
 
     def __call__(self, x: Float[Array, "*batch d_in"]) -> Float[Array, "*batch d_out"]:
         """Reconstruction of `x`."""

@@ -3,6 +3,7 @@
 import functools
 import inspect
 from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from jaxtyping import Array, Bool, Float, Int, Scalar
@@ -49,8 +50,9 @@ class Info(NamedTuple):
     """Leaves that are set rather than learned: they replace those of the same name after the update."""
 
 
-class SAE(NamedTuple):
-    """Four pure functions and the call that made them.
+@dataclass(frozen=True, eq=False)
+class SAE:
+    """Four pure functions and the call that made them; hashable by identity, so it may be static to `jit`.
 
     `init(key, dtype) -> params`, `encode(params, x) -> f`, `decode(params, f) -> x_hat`,
     `loss(params, batch, progress) -> (scalar, Info)`.
@@ -60,7 +62,7 @@ class SAE(NamedTuple):
     encode: Callable[[Params, Float[Array, "*batch d_in"]], Float[Array, "*batch d_sae"]]
     decode: Callable[[Params, Float[Array, "*batch d_sae"]], Float[Array, "*batch d_out"]]
     loss: Callable[[Params, Batch, Progress], tuple[Scalar, Info]]
-    config: dict[str, Any]
+    config: dict[str, Any] = field(default_factory=dict)
     """`{"architecture": name, argument: value, ...}`: enough to build the same SAE again."""
 
 
@@ -83,6 +85,7 @@ def architecture(build: Callable[..., SAE]) -> Callable[..., SAE]:
         for name in ("d_in", "d_sae"):
             size = bound.arguments[name]
             require(size >= 1, f"{name} must be at least 1, got {size}")
-        return build(*args, **kwargs)._replace(config={"architecture": build.__name__, **bound.arguments})
+            require(size < 2**31, f"{name} must be below 2^31, got {size}")
+        return replace(build(*args, **kwargs), config={"architecture": build.__name__, **bound.arguments})
 
     return factory

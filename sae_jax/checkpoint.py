@@ -1,6 +1,7 @@
 """Checkpoints by orbax: a save is whole or absent, and the newest whole one is what is restored."""
 
 import errno
+import json
 import logging
 import shutil
 from pathlib import Path
@@ -9,6 +10,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from sae_jax.base import require
+
+REQUEST = "request.json"
 ROOM_TO_WRITE = 2**20
 """Bytes that a checkpoint may need beyond its arrays: metadata, and the files' own blocks."""
 
@@ -33,10 +37,10 @@ def save(folder: Path, step: int, state: Any, history: dict[str, np.ndarray]) ->
     ocp = _orbax()
     try:
         with _manager(folder) as manager:
-            items = ocp.args.Composite(
-                state=ocp.args.StandardSave(state), history=ocp.args.StandardSave(history)
-            )
-            manager.save(step, args=items, force=True)
+            items = {"state": ocp.args.StandardSave(state)}
+            if any(log.size for log in history.values()):  # orbax writes no array of size zero
+                items["history"] = ocp.args.StandardSave(history)
+            manager.save(step, args=ocp.args.Composite(**items), force=True)
     except Exception as error:
         for unfinished in folder.glob("*.orbax-checkpoint-tmp*"):
             shutil.rmtree(unfinished, ignore_errors=True)
@@ -63,10 +67,40 @@ def restore(folder: Path, like: Any) -> tuple[int, Any, dict[str, np.ndarray]] |
         step = manager.latest_step()
         if step is None:
             return None
-        target = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        items = ocp.args.Composite(state=ocp.args.StandardRestore(target), history=ocp.args.StandardRestore())
-        restored = manager.restore(step, args=items)
-    return step, restored["state"], {name: np.asarray(log) for name, log in restored["history"].items()}
+        items = {"state": ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, like))}
+        if (folder / str(step) / "history").exists():
+            items["history"] = ocp.args.StandardRestore()
+        restored = manager.restore(step, args=ocp.args.Composite(**items))
+    history = restored["history"] if "history" in items else {}
+    return step, restored["state"], {name: np.asarray(log) for name, log in history.items()}
+
+
+def claim(folder: Path, request: dict[str, Any]) -> None:
+    """Note what is asked for beside the checkpoints, or see that it is what they were made for.
+
+    Args:
+      folder: of all of a sweep's checkpoints, made if missing.
+      request: plain values.
+
+    Raises:
+      InputError: the folder holds checkpoints of another request; the message tells the differences.
+    """
+    path = folder / REQUEST
+    if path.exists():
+        require_same(json.loads(path.read_text()), request, folder)
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(request))
+
+
+def require_same(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
+    """Raise `InputError` with what differs, unless two requests are equal."""
+    now = json.loads(json.dumps(now))
+    changed = [name for name in now if before.get(name) != now[name]]
+    differences = "; ".join(f"{name} was {before.get(name)}, now {now[name]}" for name in changed)
+    require(
+        not changed, f"{folder} is a run with other options, so these cannot go on with it: {differences}"
+    )
 
 
 def _manager(folder: Path):

@@ -26,24 +26,23 @@ class Sums(NamedTuple):
     error: Scalar  # |e|^2
     centred: Float[Array, "d"]  # y - c
     centred_square: Scalar  # |y - c|^2
-    square: Scalar  # |y|^2
     dot: Scalar  # x_hat . y
     x_hat_square: Scalar  # |x_hat|^2
     cosine: Scalar  # cos(x_hat, y)
     norm_ratio: Scalar  # |x_hat| / |y|
     l1: Scalar  # |f|_1
     fired: Float[Array, "d_sae"]  # f > 0
-    batches: Scalar
-    legacy: Scalar  # 1 - |e|^2 / |y - batch mean|^2
-    fvu_batch: Scalar  # of this batch
+    spread_rows: Scalar  # rows that differ from their batch's mean
+    legacy: Scalar  # 1 - |e|^2 / |y - batch mean|^2, over those
+    spread_batches: Scalar  # batches that hold such rows
+    fvu_batch: Scalar  # summed over those
 
 
-def measure(
-    encode: Callable, decode: Callable, params: Params, batch: Batch, centre: Float[Array, "d"]
-) -> Sums:
-    """The sums of one batch, by an SAE's `encode` and `decode`."""
-    f = encode(params, batch.x)
-    x_hat, y = decode(params, f), batch.y
+def measure(sae: SAE, params: Params, batch: Batch, centre: Float[Array, "d"]) -> Sums:
+    """The sums of one batch, in float32 or better whatever the precision of the SAE."""
+    f = sae.encode(params, batch.x)
+    exact = jnp.promote_types(jnp.result_type(f, batch.y), jnp.float32)
+    f, x_hat, y = (array.astype(exact) for array in (f, sae.decode(params, f), batch.y))
     error = jnp.square(x_hat - y).sum(axis=-1)
     centred = y - centre
     norm, norm_hat = jnp.linalg.norm(y, axis=-1), jnp.linalg.norm(x_hat, axis=-1)
@@ -53,16 +52,17 @@ def measure(
         error=error.sum(),
         centred=centred.sum(axis=0),
         centred_square=jnp.square(centred).sum(),
-        square=jnp.square(norm).sum(),
         dot=(x_hat * y).sum(),
         x_hat_square=jnp.square(norm_hat).sum(),
         cosine=((x_hat * y).sum(axis=-1) / jnp.maximum(norm * norm_hat, 1e-30)).sum(),
         norm_ratio=(norm_hat / jnp.maximum(norm, 1e-30)).sum(),
         l1=jnp.abs(f).sum(),
         fired=(f > 0).sum(axis=0).astype(y.dtype),
-        batches=jnp.ones((), y.dtype),
-        legacy=(1 - error / spread).sum(),
-        fvu_batch=error.sum() / spread.sum(),
+        # a row at the mean of its batch, as the only row of one is, has no variance to explain
+        spread_rows=(spread > 0).sum().astype(y.dtype),
+        legacy=jnp.where(spread > 0, 1 - error / spread, 0).sum(),
+        spread_batches=(spread.sum() > 0).astype(y.dtype),
+        fvu_batch=jnp.where(spread.sum() > 0, error.sum() / spread.sum(), 0),
     )
 
 
@@ -80,18 +80,19 @@ def stream(measure_batch: Callable[[Batch, Array], Sums], batches: Iterable[Batc
         cosine                        E cos(x_hat, y), 0 where either is 0
         shrinkage                     E |x_hat| / |y|
         relative_reconstruction_bias  E|x_hat|^2 / E(x_hat . y)            (Rajamanoharan et al. 2024)
-        l0, l1                        E #{f > 0}, E sum|f|
+        l0, l1_norm                   E #{f > 0}, E sum|f|
         density [d_sae]               share of rows on which the latent is active
         dead_fraction                 share of latents active on no row
         density_histogram             latents per bin of log10(density + 1e-10), edges `DENSITY_BINS`
 
     Args:
       measure_batch: `(batch, centre) -> Sums`, whose leaves may carry leading axes (members of a sweep).
-      batches: what to measure on. The two batch-wise metrics depend on how rows are grouped.
+      batches: what to measure on. The two batch-wise metrics depend on how rows are grouped, and leave out
+        rows and batches that do not vary.
 
     Returns:
       float64 arrays by name, with the leading axes of the sums. Where y does not vary, the explained
-      variances are NaN or infinite.
+      variances and fvus are NaN.
 
     Raises:
       InputError: no batches.
@@ -120,17 +121,18 @@ def evaluate(sae: SAE, params: Params, batches: Iterable[Batch]) -> dict[str, np
     Example:
       >>> evaluate(sae, state.params, source.evaluation(65_536))["l0"]
     """
-    return stream(partial(_measure, sae.encode, sae.decode, params), batches)
+    return stream(partial(_measure, sae, params), batches)
 
 
-_measure = jax.jit(measure, static_argnums=(0, 1))
+_measure = jax.jit(measure, static_argnums=0)
 
 
 def _finish(s) -> dict[str, np.ndarray]:
     rows = s.rows
     with np.errstate(divide="ignore", invalid="ignore"):
         variance = s.centred_square / rows - np.square(s.centred / rows[..., None]).sum(axis=-1)
-        fvu = s.error / rows / variance
+        # where squares underflow or cancel there is no variance that could be explained
+        fvu = s.error / rows / np.where(variance > 0, variance, np.nan)
         density = s.fired / rows[..., None]
         log_density = np.clip(np.log10(density + 1e-10), DENSITY_BINS[0], DENSITY_BINS[-1])
         histogram = np.apply_along_axis(lambda row: np.histogram(row, DENSITY_BINS)[0], -1, log_density)
@@ -138,13 +140,13 @@ def _finish(s) -> dict[str, np.ndarray]:
             "mse": s.error / rows / s.centred.shape[-1],
             "explained_variance": 1 - fvu,
             "fvu": fvu,
-            "explained_variance_legacy": s.legacy / rows,
-            "fvu_batch": s.fvu_batch / s.batches,
+            "explained_variance_legacy": s.legacy / s.spread_rows,
+            "fvu_batch": s.fvu_batch / s.spread_batches,
             "cosine": s.cosine / rows,
             "shrinkage": s.norm_ratio / rows,
             "relative_reconstruction_bias": s.x_hat_square / s.dot,
             "l0": s.fired.sum(axis=-1) / rows,
-            "l1": s.l1 / rows,
+            "l1_norm": s.l1 / rows,
             "density": density,
             "dead_fraction": (density == 0).mean(axis=-1),
             "density_histogram": histogram,

@@ -4,7 +4,6 @@ import csv
 import json
 import shutil
 from collections.abc import Callable, Iterable
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 from zipfile import BadZipFile
@@ -23,8 +22,8 @@ COLUMNS = ("loss", "mse", "l0", "explained_variance", "dead_fraction")
 class SweepResult(NamedTuple):
     """The members of a sweep and what became of them."""
 
-    factory: Callable[..., SAE]
-    factory_names: tuple[str, ...]
+    build: Callable[[dict[str, Any]], SAE]
+    """Makes a member's SAE from its row of the table."""
     grid: Grid
     params: Params
     """Weights of the members in `kept`, stacked along a leading axis."""
@@ -82,10 +81,8 @@ class SweepResult(NamedTuple):
         require(0 <= index < total, f"there is no member {index}: this sweep has members 0 to {total - 1}")
         place = np.flatnonzero(self.kept == index)
         require(place.size == 1, f"the weights of member {index} were not saved")
-        arguments = {name: self.grid[name][index].item() for name in self.factory_names}
-        return TrainedSAE(
-            self.factory(**arguments), {name: leaf[place[0]] for name, leaf in self.params.items()}
-        )
+        row = {"member": index, **{name: column[index].item() for name, column in self.grid.items()}}
+        return TrainedSAE(self.build(row), {name: leaf[place[0]] for name, leaf in self.params.items()})
 
     def best(self, by: str = "mse", at_most: dict[str, float] | None = None) -> int:
         """The member with the least of one column, among those that keep to bounds and did not diverge.
@@ -166,7 +163,6 @@ class SweepResult(NamedTuple):
             writer.writerows(zip(*(column.tolist() for column in self.table.values()), strict=True))
         everything = {
             "axes": {name: str(column.dtype) for name, column in self.grid.items()},
-            "factory_axes": self.factory_names,
             "saved": save,
             **(about or {}),
         }
@@ -174,7 +170,7 @@ class SweepResult(NamedTuple):
 
     @staticmethod
     def load(folder: str | Path) -> "SweepResult":
-        """Read a folder that `save` or `sae-jax sweep` wrote.
+        """Read a folder that `save` or `sae-jax sweep` wrote: what it holds, so of the metrics the table's.
 
         Args:
           folder: holds `sweep.json`.
@@ -199,34 +195,25 @@ class SweepResult(NamedTuple):
             }
             names = set(COLUMNS) - {"loss"}
             metrics = {name: np.array([float(row[name]) for row in rows]) for name in names}
-            factory_axes = tuple(about["factory_axes"])
         except (OSError, EOFError, ValueError, KeyError, TypeError, BadZipFile) as error:
             raise InputError(f"{folder} does not hold a whole sweep: {error!r}") from None
         require(bool(rows), f"{folder} does not hold a whole sweep: metrics.csv has no rows")
         metrics["fvu"] = 1 - metrics["explained_variance"]
         found = [path for path in (folder / "members").glob("*") if path.name.isdecimal()]
         found.sort(key=lambda path: int(path.name))
-        trained = [TrainedSAE(*formats.read(path)) for path in found]
+        trained = {int(path.name): TrainedSAE(*formats.read(path)) for path in found}
         return SweepResult(
-            factory=_factory_of(trained, factory_axes),
-            factory_names=factory_axes,
+            build=lambda row: trained[row["member"]].sae,
             grid=grid,
-            params=_stack([one.params for one in trained]),
-            kept=np.array([int(path.name) for path in found], int),
+            params=_stack([one.params for one in trained.values()]),
+            kept=np.array(list(trained), int),
             metrics=metrics,
             history=history,
         )
 
-
-def _factory_of(trained: list[TrainedSAE], axes: tuple[str, ...]) -> Callable[..., SAE]:
-    if not trained:
-        return partial(_no_weights)
-    config = {name: value for name, value in trained[0].sae.config.items() if name not in axes}
-    return partial(formats.saelens.find(config.pop("architecture")), **config)
-
-
-def _no_weights(**arguments) -> SAE:
-    raise InputError("this sweep was saved without weights")
+    def __repr__(self) -> str:
+        told = f"{members(self.grid)} members over {', '.join(self.grid)}"
+        return f"SweepResult({told}; {int((self.status == 'ok').sum())} ok)"
 
 
 def _stack(trees: Iterable[Params]) -> Params:

@@ -1,5 +1,6 @@
 """A sweep is `vmap` of the training step over a table of hyper-parameters."""
 
+import hashlib
 import inspect
 import math
 from collections.abc import Callable, Iterable
@@ -14,7 +15,7 @@ import optax
 import psutil
 from jaxtyping import Array, Shaped
 
-from sae_jax import metrics
+from sae_jax import checkpoint, metrics
 from sae_jax.base import SAE, Batch, InputError, Params, TrainState, require
 from sae_jax.data import Source
 from sae_jax.grid import Grid, members
@@ -81,7 +82,7 @@ def sweep(
 
     Raises:
       InputError: an axis that nothing takes or that sets a shape, a value that the factory refuses, an
-        optimizer that lacks an argument.
+        optimizer that lacks an argument, data of another width, checkpoints of another request.
       Stopped: `look` asked for the end.
 
     Example:
@@ -89,29 +90,14 @@ def sweep(
       ...                source=in_memory(x), steps=500)
       >>> result.table["l0"]
     """
+    program = _checked(factory, optimizer, grid, source, dtype)
     total = members(grid)
-    seeds = grid.get("seed", np.zeros(1, int))
-    whole = seeds.dtype.kind in "iu" and seeds.min() >= 0 and seeds.max() < 2**32
-    require(bool(whole), "every seed must be a whole number from 0 to 2^32 - 1")
-    exact = jax.dtypes.canonicalize_dtype(dtype) == jnp.dtype(dtype)
-    require(
-        exact, f"dtype {jnp.dtype(dtype)} needs double precision: jax.config.update('jax_enable_x64', True)"
-    )
-    program = _program(factory, optimizer, tuple(grid), jnp.dtype(dtype))
-    for row in _distinct_rows(grid, program.factory_names):
-        factory(**row)
-    _try(program, grid, source)
-    require(
-        members_at_once is None or members_at_once >= 1,
-        f"members_at_once must be at least 1, got {members_at_once}",
-    )
-    # a resumed sweep keeps the chunks that it was started with: the memory that is free may have changed
-    before = [] if checkpoints is None else [path.name for path in Path(checkpoints).glob("*-of-*")]
-    if before and members_at_once is None:
-        chunks = int(before[0].split("-of-")[1])
-    else:
-        chunks = math.ceil(total / (members_at_once or members_that_fit(program, grid, source)))
-    at_once = math.ceil(total / chunks)
+    if checkpoints is not None:
+        checkpoint.claim(
+            checkpoints, request(factory, optimizer, grid=grid, source=source, steps=steps, dtype=dtype)
+        )
+    at_once = _members_per_chunk(program, grid, source, members_at_once, checkpoints)
+    chunks = math.ceil(total / at_once)
 
     parts = []
     for number in range(chunks):
@@ -119,39 +105,146 @@ def sweep(
         size = min(at_once, total - first)
         # the last chunk is filled up with copies of the last member, so that one program serves all
         rows = np.minimum(np.arange(first, first + at_once), total - 1)
-        start = program.start(program.to_device({name: column[rows] for name, column in grid.items()}))
 
         def tell(done: int, history: History, first=first, size=size) -> bool:
             return bool(look and look(Look(first * steps + size * done, total * steps, history)))
 
         state, history = run_resumable(
             program.step,
-            start,
+            program.start(program.to_device({name: column[rows] for name, column in grid.items()})),
             source,
             steps,
             points=points,
             look=tell,
-            checkpoints=None if checkpoints is None else Path(checkpoints) / f"{number}-of-{chunks}",
+            checkpoints=None if checkpoints is None else checkpoints / f"{number}-of-{chunks}",
         )
         measured = metrics.stream(partial(program.measure, state), source.evaluation(evaluate_rows))
-        params = {name: np.asarray(leaf)[:size] for name, leaf in state.train.params.items()}
-        logs = {name: log if name == "step" else log[:, :size] for name, log in history.items()}
-        parts.append((params, {name: value[:size] for name, value in measured.items()}, logs))
+        parts.append(
+            {
+                "params": {name: np.asarray(leaf)[:size] for name, leaf in state.train.params.items()},
+                "metrics": {name: value[:size] for name, value in measured.items()},
+                "step": history["step"],
+                "history": {name: log.T[:size] for name, log in history.items() if name != "step"},
+            }
+        )
 
-    params, measured, logs = zip(*parts, strict=True)
-    history = {
-        name: logs[0]["step"] if name == "step" else np.concatenate([log[name] for log in logs], axis=1)
-        for name in logs[0]
-    }
+    logs = {name: log.T for name, log in _joined(parts, "history").items()}
     return SweepResult(
-        factory=factory,
-        factory_names=program.factory_names,
+        build=lambda row: factory(**{name: row[name] for name in program.factory_names}),
         grid=grid,
-        params=jax.tree.map(lambda *leaves: np.concatenate(leaves), *params),
+        params=_joined(parts, "params"),
         kept=np.arange(total),
-        metrics={name: np.concatenate([part[name] for part in measured]) for name in measured[0]},
-        history=history,
+        metrics=_joined(parts, "metrics"),
+        history={"step": parts[0]["step"], **logs},
     )
+
+
+def _joined(parts: list[dict[str, Any]], what: str) -> dict[str, np.ndarray]:
+    """The chunks' arrays end to end, each let go of as it is joined: at most one is held twice."""
+    return {name: np.concatenate([part[what].pop(name) for part in parts]) for name in list(parts[0][what])}
+
+
+def _checked(factory, optimizer, grid: Grid, source: Source, dtype) -> "_Program":
+    """The program for these arguments; whatever can be said against them is said here."""
+    seeds = grid.get("seed", np.zeros(1, int))
+    whole = seeds.dtype.kind in "iu" and seeds.min() >= 0 and seeds.max() < 2**32
+    require(bool(whole), "every seed must be a whole number from 0 to 2^32 - 1")
+    exact = jax.dtypes.canonicalize_dtype(dtype) == jnp.dtype(dtype)
+    require(
+        exact, f"dtype {jnp.dtype(dtype)} needs double precision: jax.config.update('jax_enable_x64', True)"
+    )
+    program = _program(_Call.of(factory), _Call.of(optimizer), tuple(grid), jnp.dtype(dtype))
+    for row in _distinct_rows(grid, program.factory_names):
+        factory(**row)
+    _try(program, grid, source)
+    return program
+
+
+def _members_per_chunk(
+    program, grid: Grid, source: Source, asked: int | None, checkpoints: Path | None
+) -> int:
+    """How many members train side by side: as asked, as in the run that is resumed, or as many as fit."""
+    require(asked is None or asked >= 1, f"members_at_once must be at least 1, got {asked}")
+    total = members(grid)
+    # the memory that is free may have changed since
+    before = [] if checkpoints is None else [path.name for path in checkpoints.glob("*-of-*")]
+    if before and asked is None:
+        chunks = int(before[0].split("-of-")[1])
+    else:
+        chunks = math.ceil(total / (asked or members_that_fit(program, grid, source)))
+    return math.ceil(total / chunks)
+
+
+def request(
+    factory: Callable[..., SAE],
+    optimizer: Callable[..., optax.GradientTransformation] | optax.GradientTransformation,
+    *,
+    grid: Grid,
+    source: Source,
+    steps: int,
+    dtype=jnp.float32,
+) -> dict[str, Any]:
+    """What decides the numbers of a sweep, as JSON: a sweep is resumed only by an equal request.
+
+    Arguments are those of `sweep`. Of the optimizer only the name is known; of the data a digest of at most
+    65,536 values per array, spread evenly.
+
+    Returns:
+      A dictionary of plain values.
+
+    Raises:
+      InputError: whatever `sweep` would say against these arguments.
+    """
+    require(1 <= steps < 2**31, f"steps must be at least 1 and below 2^31, got {steps}")
+    names = _checked(factory, optimizer, grid, source, dtype).factory_names
+    config = factory(**{name: grid[name][0].item() for name in names}).config
+    made_by = optimizer.func if isinstance(optimizer, partial) else optimizer
+    return {
+        "model": {name: str(value) for name, value in config.items() if name not in grid},
+        "optimizer": getattr(made_by, "__qualname__", type(made_by).__name__),
+        "steps": steps,
+        "dtype": str(jnp.dtype(dtype)),
+        "batch_size": source.batch_size,
+        "axes": {name: list(dict.fromkeys(column.tolist())) for name, column in grid.items()},
+        "members": members(grid),
+        "grid": _digest(grid.values()),
+        "data": _digest(jax.tree.leaves(source)),
+    }
+
+
+def _digest(arrays: Iterable[Any]) -> str:
+    digest = hashlib.sha256()
+    for array in arrays:
+        flat = array.reshape(-1)
+        sample = np.asarray(
+            flat[np.unique(np.linspace(0, flat.size - 1, min(flat.size, 65_536)).astype(np.int64))]
+        )
+        digest.update(f"{array.shape} {sample.dtype}".encode() + sample.tobytes())
+    return digest.hexdigest()[:16]
+
+
+class _Call(NamedTuple):
+    """A partial as a value, so that two of the same call share one compiled program."""
+
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    keywords: tuple[tuple[str, Any], ...]
+
+    @staticmethod
+    def of(function: Any) -> Any:
+        """The call that a partial stands for; anything else, or a partial over lists, as it is."""
+        if not isinstance(function, partial):
+            return function
+        call = _Call(function.func, function.args, tuple(sorted(function.keywords.items())))
+        try:
+            hash(call)
+        except TypeError:
+            return function
+        return call
+
+    def partial(self) -> partial:
+        """The call as a partial again."""
+        return partial(self.function, *self.arguments, **dict(self.keywords))
 
 
 class _Program(NamedTuple):
@@ -169,13 +262,15 @@ class _Program(NamedTuple):
 
 @lru_cache(maxsize=32)
 def _program(factory, optimizer, names: tuple[str, ...], dtype) -> _Program:
+    factory = factory.partial() if isinstance(factory, _Call) else factory
+    optimizer = optimizer.partial() if isinstance(optimizer, _Call) else optimizer
     factory_names, optimizer_names = _route(factory, optimizer, names)
 
     def build(hyper) -> tuple[SAE, optax.GradientTransformation]:
-        chain = optimizer
-        if not isinstance(optimizer, optax.GradientTransformation):
-            chain = optimizer(**{theirs: hyper[ours] for ours, theirs in optimizer_names.items()})
-        return factory(**{name: hyper[name] for name in factory_names}), chain
+        sae = factory(**{name: hyper[name] for name in factory_names})
+        if isinstance(optimizer, optax.GradientTransformation):
+            return sae, optimizer
+        return sae, optimizer(**{theirs: hyper[ours] for ours, theirs in optimizer_names.items()})
 
     def to_device(rows: Grid) -> dict[str, Array]:
         kinds = {"f": dtype, "i": jnp.int32, "u": jnp.uint32}
@@ -191,8 +286,7 @@ def _program(factory, optimizer, names: tuple[str, ...], dtype) -> _Program:
         return make_step(*build(hyper))(state, batch)
 
     def measure(hyper, params: Params, batch: Batch, centre):
-        sae = build(hyper)[0]
-        return metrics.measure(sae.encode, sae.decode, params, batch, centre)
+        return metrics.measure(build(hyper)[0], params, batch, centre)
 
     def vmapped_step(state: Members, batch: Batch):
         train, logs = jax.vmap(step, in_axes=(0, 0, None))(state.hyper, state.train, batch)
@@ -226,6 +320,7 @@ def _route(factory, optimizer, names: Iterable[str]) -> tuple[tuple[str, ...], d
         if name in ours and name in theirs:
             raise InputError(f"both the factory and the optimizer take {name!r}: bind it in one with partial")
         if name in theirs:
+            require(theirs[name] not in to_optimizer.values(), f"{name!r} is swept under two names")
             to_optimizer[name] = theirs[name]
         elif name not in ours and name != "seed":
             known = ", ".join(sorted({*ours, *theirs, "seed"}))
@@ -245,9 +340,17 @@ def _try(program: _Program, grid: Grid, source: Source) -> None:
     """Trace one member's first step, so that what cannot work is said before anything is compiled."""
     batch = jax.eval_shape(lambda: source.batch(jnp.int32(0)))
     concrete = {name: column[0].item() for name, column in grid.items()}
-    d_in = program.build(concrete)[0].config.get("d_in", batch.x.shape[1])
     width = batch.x.shape[1]
+    d_in = program.build(concrete)[0].config.get("d_in", width)
     require(d_in == width, f"the factory's d_in is {d_in}, but the source's rows have {width} columns")
+    sae = program.build(concrete)[0]
+    shape = jax.eval_shape(
+        lambda x: sae.decode(p := sae.init(jax.random.key(0)), sae.encode(p, x)), batch.x
+    ).shape
+    require(
+        shape == batch.y.shape,
+        f"the SAE gives {shape[-1]} columns, but the source's targets have {batch.y.shape[-1]}",
+    )
     rows = program.to_device({name: column[:1] for name, column in grid.items()})
     traced = {name: jax.ShapeDtypeStruct((), column.dtype) for name, column in rows.items()}
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Int, Key, Scalar
+from jaxtyping import Array, Float, Int, Key, Scalar
 
 from sae_jax import checkpoint
 from sae_jax.base import SAE, Batch, Params, Progress, TrainState, require
@@ -44,7 +44,11 @@ def init(
     Example:
       >>> state = init(sae, optax.adam(1e-2), jax.random.key(0))
     """
-    params = sae.init(key, dtype)
+    return state_from(sae.init(key, dtype), optimizer)
+
+
+def state_from(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state at step 0 with these weights."""
     silent = jnp.zeros(params["W_dec"].shape[0], jnp.int32)
     return TrainState(params, optimizer.init(params), Progress(jnp.int32(0), silent))
 
@@ -78,12 +82,16 @@ def make_step(sae: SAE, optimizer: optax.GradientTransformation) -> Step:
         )
         params = {**cast(Params, optax.apply_updates(params, updates)), **info.assigned}
         since_fired = jnp.where(info.fired, 0, progress.since_fired + 1)
-        return TrainState(params, opt_state, Progress(progress.step + 1, since_fired)), {
-            "loss": value,
-            **info.logs,
-        }
+        state = TrainState(params, opt_state, Progress(progress.step + 1, since_fired))
+        return state, {**info.logs, "loss": value}
 
     return step
+
+
+def stacked(logs: dict[str, Array]) -> Float[Array, "logs *members"]:
+    """Logs as one array, in float32 or better: many small leaves would make a CPU loop slow."""
+    leaves = jax.tree.leaves(logs)
+    return jnp.stack(leaves).astype(jnp.result_type(*leaves, jnp.float32))
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=1)
@@ -92,7 +100,7 @@ def _advance(step: Step, state, source: Source, first: Int[Array, ""], count: In
 
     def one(i, carry):
         state, logs = step(carry[0], source.batch(first + i))
-        return state, jnp.stack(jax.tree.leaves(logs))  # one leaf: many small ones make a CPU loop slow
+        return state, stacked(logs)
 
     logs = jax.eval_shape(one, 0, (state, None))[1]
     return jax.lax.fori_loop(0, count, one, (state, jnp.zeros(logs.shape, logs.dtype)))
@@ -134,15 +142,17 @@ def run(
       >>> history["loss"][-1]
     """
     require(steps >= 1, f"steps must be at least 1, got {steps}")
+    require(steps < 2**31, f"steps must be below 2^31, got {steps}")
     require(points >= 1, f"points must be at least 1, got {points}")
     require(0 <= start <= steps, f"start must lie within the run of {steps} steps, got {start}")
     stops = points_of(start, steps, points)
-    shapes = jax.eval_shape(lambda state: step(state, source.batch(jnp.int32(0)))[1], state)
-    one_log = next(iter(shapes.values()))
-    recorded = np.empty((len(stops), len(shapes), *one_log.shape), one_log.dtype)
+    logs = jax.eval_shape(lambda state: step(state, source.batch(jnp.int32(0)))[1], state)
+    point = jax.eval_shape(stacked, logs)
+    recorded = np.empty((len(stops), *point.shape), point.dtype)
+    names = list(logs)
 
     def history(count):
-        logs = {name: recorded[:count, k] for k, name in enumerate(shapes)}
+        logs = {name: recorded[:count, k] for k, name in enumerate(names)}
         return {"step": np.asarray(stops[:count]), **logs}
 
     state = jax.tree.map(jnp.copy, state)

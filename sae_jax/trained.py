@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from sae_jax import formats
-from sae_jax.base import SAE, Params
+from sae_jax.base import SAE, Params, require
 
 
 class TrainedSAE(NamedTuple):
@@ -24,6 +24,8 @@ class TrainedSAE(NamedTuple):
 
     def encode(self, x: Float[Array | np.ndarray, "*batch d_in"]) -> Float[Array, "*batch d_sae"]:
         """Features of `x`."""
+        d_in = self.sae.config.get("d_in", x.shape[-1])
+        require(x.shape[-1] == d_in, f"this SAE reads {d_in} columns, got {x.shape[-1]}")
         return jax.jit(self.sae.encode)(self.params, x)
 
     def decode(self, f: Float[Array | np.ndarray, "*batch d_sae"]) -> Float[Array, "*batch d_out"]:

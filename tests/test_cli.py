@@ -92,9 +92,7 @@ def test_the_folder_of_a_sweep(swept):
     assert "all members" in done.stdout
 
 
-def test_every_member_opens_in_saelens(swept, place):
-    torch = pytest.importorskip("torch")
-    sae_lens = pytest.importorskip("sae_lens")
+def test_every_member_opens_in_saelens(swept, place, torch, sae_lens):
     x = np.load(place / "acts.npy")[:100]
     for folder in sorted((swept[1] / "members").iterdir()):
         theirs = sae_lens.SAE.load_from_disk(folder, device="cpu")

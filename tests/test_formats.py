@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -120,7 +121,7 @@ def test_traced_and_numpy_arguments_are_written_as_numbers(tmp_path):
 
 
 def test_what_saelens_cannot_express_is_refused(tmp_path):
-    sae = sae_jax.relu(3, 2)._replace(config={"architecture": "mystery"})
+    sae = replace(sae_jax.relu(3, 2), config={"architecture": "mystery"})
     with pytest.raises(InputError, match="SAELens has no form for 'mystery'"):
         saelens.write(tmp_path / "sae", sae, {})
     assert not (tmp_path / "sae").exists()

@@ -10,7 +10,7 @@ from sae_jax import Batch, InputError, metrics
 
 NAMES = {
     "mse", "explained_variance", "fvu", "explained_variance_legacy", "fvu_batch", "cosine", "shrinkage",
-    "relative_reconstruction_bias", "l0", "l1", "density", "dead_fraction", "density_histogram",
+    "relative_reconstruction_bias", "l0", "l1_norm", "density", "dead_fraction", "density_histogram",
 }  # fmt: skip
 
 
@@ -39,7 +39,7 @@ def by_formula(batches, f, x_hat):
         "shrinkage": (norm(all_hat) / norm(y)).mean(),
         "relative_reconstruction_bias": np.square(all_hat).sum() / (all_hat * y).sum(),
         "l0": (all_f > 0).sum(axis=1).mean(),
-        "l1": np.abs(all_f).sum(axis=1).mean(),
+        "l1_norm": np.abs(all_f).sum(axis=1).mean(),
         "density": density,
         "dead_fraction": (density == 0).mean(),
     }
@@ -145,7 +145,7 @@ def test_members_measured_together_equal_each_alone(small):
     many = [sae.init(jax.random.key(seed)) for seed in range(3)]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *many)
     source = sae_jax.in_memory(small, 20)
-    measure = lambda params, batch, centre: metrics.measure(sae.encode, sae.decode, params, batch, centre)  # noqa: E731
+    measure = lambda params, batch, centre: metrics.measure(sae, params, batch, centre)  # noqa: E731
     members = jax.jit(jax.vmap(measure, in_axes=(0, None, None)))
     together = metrics.stream(lambda batch, centre: members(stacked, batch, centre), source.evaluation(48))
     for i, params in enumerate(many):

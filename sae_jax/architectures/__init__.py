@@ -6,7 +6,7 @@ from collections.abc import Callable
 from sae_jax.architectures.relu import relu
 from sae_jax.base import SAE, InputError
 
-architectures: dict[str, Callable[..., SAE]] = {
+TABLE: dict[str, Callable[..., SAE]] = {
     "relu": relu,
 }
 
@@ -15,13 +15,13 @@ def find(name: str) -> Callable[..., SAE]:
     """The factory of that name.
 
     Args:
-      name: a key of `architectures`.
+      name: a key of `TABLE`.
 
     Raises:
       InputError: no such name; the message lists those there are, the nearest first.
     """
-    if name not in architectures:
+    if name not in TABLE:
         nearness = lambda known: -difflib.SequenceMatcher(None, name, known).ratio()  # noqa: E731
-        known = ", ".join(sorted(architectures, key=nearness))
+        known = ", ".join(sorted(TABLE, key=nearness))
         raise InputError(f"no architecture is called {name!r}; there are: {known}")
-    return architectures[name]
+    return TABLE[name]

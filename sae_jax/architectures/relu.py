@@ -92,4 +92,4 @@ def relu(
         logs = {"reconstruction": reconstruction, "sparsity": sparsity, "l0": losses.l0(f)}
         return reconstruction + l1 * sparsity, Info(logs, fired=(f > 0).any(axis=0), assigned={})
 
-    return SAE(init, encode, decode, loss, config={})
+    return SAE(init, encode, decode, loss)

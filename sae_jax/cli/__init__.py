@@ -1,10 +1,12 @@
 """The command line: `sae-jax sweep | train | eval | verify | doctor`."""
 
 import errno
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import tyro
 
 import sae_jax
@@ -68,8 +70,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
     except InputError as error:
         fail(str(error))
+    except BrokenPipeError:  # the reader of our output has gone: nobody is left to tell
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except OSError as error:
         fail(told(error))
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error) and "ut of memory" not in str(error):
+            raise
+        fail("not enough memory: try fewer latents, a smaller --batch-size or --members-at-once")
     except KeyboardInterrupt:
         sys.exit(130)
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sae_jax.base import require
-from sae_jax.data import checked, in_memory, read_array
+from sae_jax.data import as_float32, in_memory, read_array
 from sae_jax.metrics import evaluate
 from sae_jax.trained import load
 
@@ -37,8 +37,7 @@ def run(options: Eval) -> int:
     x = read_array(options.data, options.array)
     d_in = trained.sae.config["d_in"]
     require(x.shape[1] == d_in, f"{options.sae} reads {d_in} columns, but {options.data} has {x.shape[1]}")
-    x = checked(np.asarray(x, np.float32), f"{options.data} as float32")
-    source = in_memory(x, options.batch_size)
+    source = in_memory(as_float32(x, str(options.data)), options.batch_size)
     found = evaluate(trained.sae, trained.params, source.evaluation(len(x)))
     if options.as_json:
         print(json.dumps({name: _plain(value) for name, value in found.items()}, indent=2))

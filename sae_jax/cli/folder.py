@@ -7,12 +7,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sae_jax.base import InputError, require
+from sae_jax import checkpoint
+from sae_jax.base import require
 
 FINISHED = "sweep.json"
 """Put in place last: a folder that has it has everything."""
 OURS = ("metrics.csv", "history.npz", "members", "frontier.png", "report.html", FINISHED)
-CHECKPOINTS, STAGE, REQUEST = "checkpoints", ".writing", "request.json"
+CHECKPOINTS, STAGE = "checkpoints", ".writing"
 
 
 class Run:
@@ -22,11 +23,16 @@ class Run:
         self.out, self.finished = out, finished
         self.checkpoints = out / CHECKPOINTS
 
+    def about(self) -> dict[str, Any]:
+        """What a finished run tells of itself."""
+        return json.loads((self.out / FINISHED).read_text())
+
     def publish(self, write: Callable[[Path], None]) -> None:
         """Have `write` fill a folder beside, then move what it wrote into place and drop the checkpoints."""
         stage = self.out / STAGE
-        shutil.rmtree(stage, ignore_errors=True)
+        _remove(stage)
         write(stage)
+        _remove(self.out / FINISHED)
         for name in OURS:
             _remove(self.out / name)
             if (stage / name).exists():
@@ -53,7 +59,7 @@ def claim(out: Path, request: dict[str, Any], *, overwrite: bool, resume: bool) 
 
     Args:
       out: the folder.
-      request: what decides the run's numbers; kept beside the checkpoints, and compared on resume.
+      request: what decides the run's numbers; a finished run is resumed only by an equal one.
       overwrite: replace the run that is there. Files that are not a run's stay.
       resume: go on with the run that is there.
 
@@ -63,45 +69,31 @@ def claim(out: Path, request: dict[str, Any], *, overwrite: bool, resume: bool) 
     require(not (overwrite and resume), "--overwrite and --resume exclude each other")
     require(out.is_dir() or not out.exists(), f"{out} is a file, not a folder")
     checkpoints = out / CHECKPOINTS
-    new = not out.exists()
-    occupied = not new and any(out.iterdir())
-    if resume:
-        require(occupied, f"{out} holds no run to resume")
-        _require_same(out, request)
+    # a run that was stopped while it replaced a finished one is not finished
+    run = Run(out, finished=resume and (out / FINISHED).exists() and not checkpoints.exists())
+    if run.finished:
+        checkpoint.require_same(run.about().get("request", {}), request, out)
+    elif resume:
+        require(checkpoints.is_dir(), f"{out} holds no run to resume")
     else:
+        occupied = out.exists() and any(out.iterdir())
         require(
             overwrite or not occupied,
-            f"{out} exists and is not empty: --overwrite replaces the run in it, --resume goes on",
+            f"{out} exists and is not empty: --overwrite replaces the run in it, --resume goes on with it",
         )
         _remove(checkpoints)
-    run = Run(out, finished=resume and (out / FINISHED).exists())
+    new = [path for path in (out, *out.parents) if not path.exists()]
     try:
         if not run.finished:
-            checkpoints.mkdir(parents=True, exist_ok=True)
-            (checkpoints / REQUEST).write_text(json.dumps(request))
+            checkpoints.mkdir(parents=True, exist_ok=resume)
         yield run
     finally:
         _remove(out / STAGE)
         if checkpoints.is_dir() and not any(path.name.isdecimal() for path in checkpoints.glob("*/*")):
             _remove(checkpoints)
-        if new and out.is_dir() and not any(out.iterdir()):
-            out.rmdir()
-
-
-def _require_same(out: Path, request: dict[str, Any]) -> None:
-    try:
-        if (out / FINISHED).exists():
-            before = json.loads((out / FINISHED).read_text())["request"]
-        else:
-            before = json.loads((out / CHECKPOINTS / REQUEST).read_text())
-        changed = [name for name, value in request.items() if before.get(name) != value]
-    except (OSError, ValueError, KeyError, AttributeError):
-        raise InputError(f"{out} holds no run that can be resumed") from None
-    differences = "; ".join(f"{name} was {before.get(name)}, now {request[name]}" for name in changed)
-    require(
-        not changed,
-        f"{out} was started with other options, so it cannot be resumed with these: {differences}",
-    )
+        for path in new:
+            if path.is_dir() and not any(path.iterdir()):
+                path.rmdir()
 
 
 def _remove(path: Path) -> None:

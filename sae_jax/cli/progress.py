@@ -23,7 +23,6 @@ class Ticker:
     def __init__(self, console: Console, members: int, steps: int):
         self.console, self.members, self.steps = console, members, steps
         self.share = 0.0
-        self.rates = "compiling"
         self.first: tuple[float, int] | None = None
         self.line_due = 0.0
         self.bar = Progress(
@@ -37,13 +36,17 @@ class Ticker:
         )
 
     def __enter__(self) -> "Ticker":
+        self.say(f"training {counted(self.members)} for {self.steps} steps")
         self.bar.start()
-        word = "member" if self.members == 1 else "members"
-        self.task = self.bar.add_task(f"{self.members} {word}", total=1.0, rates=self.rates)
+        self.task = self.bar.add_task(counted(self.members), total=1.0, rates="compiling")
         return self
 
     def __exit__(self, *_) -> None:
         self.bar.stop()
+
+    def say(self, text: str) -> None:
+        """One line, above the bar."""
+        self.bar.console.print(text, highlight=False, soft_wrap=True)
 
     def show(self, look: Look) -> None:
         """Bring the display up to date."""
@@ -53,13 +56,15 @@ class Ticker:
             self.first = now, look.member_steps  # what came before was compilation
         began, before = self.first
         speed = (look.member_steps - before) / max(now - began, 1e-9)
-        self.rates = (
-            f"{speed / self.steps:,.1f} members/s  {speed / self.members:,.0f} steps/s" if speed else ""
+        rates = (
+            f"{speed / self.steps:,.3g} members/s  {speed / self.members:,.0f} steps/s"
+            if speed
+            else "compiled"
         )
-        self.bar.update(self.task, completed=self.share, rates=self.rates)
+        self.bar.update(self.task, completed=self.share, rates=rates)
         if not self.console.is_terminal and now >= self.line_due:
-            left = f"  {(look.total - look.member_steps) / speed:,.0f} s left" if speed > 0 else ""
-            self.console.print(f"{self.share:.0%}  {self.rates}{left}", highlight=False)
+            left = f"  {(look.total - look.member_steps) / speed:,.0f} s left" if speed else ""
+            self.say(f"{self.share:.0%}  {rates}{left}")
             self.line_due = now + SECONDS_BETWEEN_LINES
 
 
@@ -90,6 +95,11 @@ class StopSignals:
         return 130 if self.received == signal.SIGINT else 0
 
 
+def counted(members: int) -> str:
+    """ "1 member", "16 members"."""
+    return f"{members:,} member" if members == 1 else f"{members:,} members"
+
+
 def summary(result: SweepResult) -> Table:
     """The members, or where they are many the frontier, as a table."""
     table = result.table
@@ -106,7 +116,7 @@ def summary(result: SweepResult) -> Table:
         box=box.SIMPLE, padding=(0, 1, 0, 0), title=f"{title}, {diverged} diverged" if diverged else title
     )
     for name in table:
-        view.add_column(name.replace("_", " "), justify="right")
+        view.add_column(name.replace("_", " "), justify="right", no_wrap=name == "status")
     for index in shown:
         view.add_row(*(_cell(column[index]) for column in table.values()))
     return view

@@ -19,11 +19,11 @@ from rich.console import Console
 from sae_jax.architectures import find
 from sae_jax.base import SAE, require
 from sae_jax.cli import doctor, folder
-from sae_jax.cli.progress import StopSignals, Ticker, summary
-from sae_jax.data import InMemory, checked, in_memory, read_array
+from sae_jax.cli.progress import StopSignals, Ticker, counted, summary
+from sae_jax.data import InMemory, as_float32, in_memory, read_array
 from sae_jax.grid import Grid, grid, members, parse_axis, zipped
 from sae_jax.result import SweepResult
-from sae_jax.sweep import sweep
+from sae_jax.sweep import request, sweep
 from sae_jax.synthetic import Tokens, seed_tokens
 from sae_jax.train import Stopped
 from sae_jax.transforms import unit_norm_decoder
@@ -74,7 +74,7 @@ class Training:
     seeds: MaybeCount = None
     """How many seeds draw initial weights: 0, 1, ... Default: 16 on the tokens, 1 on data; train: 1."""
     arg: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """NAME=VALUES: any other argument of the architecture or of Adam: tied=True, b1=0,0.9."""
+    """NAME=VALUES: any other argument of the architecture or of Adam (b1, b2, eps): tied=True, b1=0,0.9."""
     zip: Annotated[str | None, _left_out("AXES")] = None
     """Axes to walk together instead of multiplying, such as l1,lr."""
     unit_norm_decoder: bool = False
@@ -118,7 +118,11 @@ def sweep_command(options: Training) -> int:
 
 def train_command(options: Training) -> int:
     """Train a single member."""
-    given = replace(options, l1=options.l1 or "0.1", seeds=1 if options.seeds is None else options.seeds)
+    given = replace(
+        options,
+        l1="0.1" if options.l1 is None else options.l1,
+        seeds=1 if options.seeds is None else options.seeds,
+    )
     job = prepare(given)
     count = members(job.table)
     require(count == 1, f"these options make {count} members; train makes one, `sae-jax sweep` makes several")
@@ -133,13 +137,11 @@ def prepare(options: Training) -> Job:
     fixed, axes = _arguments(architecture, options, defaults)
     table = _table(axes, options.zip)
     x = seed_tokens().x if options.data is None else read_array(options.data, options.array)
-    if x.dtype != np.float32:
-        with np.errstate(over="ignore"):
-            x = checked(x.astype(np.float32), f"{options.data} as float32")
+    x = as_float32(x, str(options.data))
     d_sae = options.d_sae if options.d_sae is not None else defaults.d_sae(x.shape[1])
     return Job(
         factory=partial(architecture, d_in=x.shape[1], d_sae=d_sae, **fixed),
-        optimizer=adam_on_unit_norm if options.unit_norm_decoder else optax.adam,
+        optimizer=adam_on_unit_norm if options.unit_norm_decoder else adam,
         table=table,
         source=in_memory(x, options.batch_size, options.data_seed),
         steps=options.steps if options.steps is not None else defaults.steps,
@@ -147,9 +149,14 @@ def prepare(options: Training) -> Job:
     )
 
 
-def adam_on_unit_norm(learning_rate: float, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8):
+def adam(learning_rate, b1=0.9, b2=0.999, eps=1e-8):
+    """Adam, by the arguments that the command line can sweep."""
+    return optax.adam(learning_rate, b1, b2, eps)
+
+
+def adam_on_unit_norm(learning_rate, b1=0.9, b2=0.999, eps=1e-8):
     """Adam, with every decoder row kept at norm 1."""
-    return optax.chain(optax.adam(learning_rate, b1, b2, eps), unit_norm_decoder())
+    return optax.chain(adam(learning_rate, b1, b2, eps), unit_norm_decoder())
 
 
 def _arguments(
@@ -158,10 +165,13 @@ def _arguments(
     """The options as what is bound in the factory, and the axes."""
     seeds = options.seeds if options.seeds is not None else defaults.seeds
     require(seeds >= 1, f"--seeds must be at least 1, got {seeds}")
+    at_once = options.members_at_once
+    require(at_once is None or at_once >= 1, f"--members-at-once must be at least 1, got {at_once}")
     axes: dict[str, Any] = {
-        "l1": parse_axis(options.l1 or defaults.l1),
-        "lr": parse_axis(options.lr or defaults.lr),
+        "l1": parse_axis(defaults.l1 if options.l1 is None else options.l1),
+        "lr": parse_axis(defaults.lr if options.lr is None else options.lr),
     }
+    require(min(axes["lr"]) > 0, f"--lr must be above 0, got {min(axes['lr'])}")
     fixed = {}
     parameters = inspect.signature(architecture).parameters
     for argument in options.arg:
@@ -193,6 +203,7 @@ def _table(axes: dict[str, Any], together: str | None) -> Grid:
         return grid(**axes)
     names = together.split(",")
     unknown = [name for name in names if name not in axes]
+    require(len(set(names)) == len(names), f"--zip names an axis twice: {together}")
     require(not unknown, f"--zip names {', '.join(unknown)}, but the axes are {', '.join(axes)}")
     rest = {name: values for name, values in axes.items() if name not in names}
     return grid(zipped(**{name: axes[name] for name in names}), **rest)
@@ -201,41 +212,49 @@ def _table(axes: dict[str, Any], together: str | None) -> Grid:
 def _execute(command: str, options: Training, job: Job) -> int:
     """Claim the folder, train, write, tell."""
     console = Console(stderr=True, quiet=options.quiet)
+    arguments = {"grid": job.table, "source": job.source, "steps": job.steps}
+    asked = request(job.factory, job.optimizer, **arguments)
     out = folder.choose(options.out, options.data, options.resume)
-    request = _request(options, job)
-    with folder.claim(out, request, overwrite=options.overwrite, resume=options.resume) as run:
+    with (
+        folder.claim(out, asked, overwrite=options.overwrite, resume=options.resume) as run,
+        StopSignals() as signals,
+        Ticker(console, members(job.table), job.steps) as ticker,
+    ):
         if run.finished:
-            console.print(f"{out} is finished already: there is nothing to resume")
+            ticker.say(f"{out} is finished already: there is nothing to resume")
+            if options.as_json:
+                print(json.dumps(_as_json(SweepResult.load(out), out, run.about()), indent=2))
             return 0
         began = time.monotonic()
-        count = members(job.table)
-        console.print(
-            f"training {count} {'member' if count == 1 else 'members'} for {job.steps} steps", highlight=False
-        )
-        with Ticker(console, members(job.table), job.steps) as ticker, StopSignals() as signals:
-            try:
-                result = sweep(
-                    job.factory,
-                    job.optimizer,
-                    grid=job.table,
-                    source=job.source,
-                    steps=job.steps,
-                    members_at_once=options.members_at_once,
-                    look=lambda look: ticker.show(look) or signals.received is not None,
-                    checkpoints=run.checkpoints,
-                )
-            except Stopped:
-                console.print(
-                    f"stopped at {ticker.share:.0%}; go on with: {_again(command, out)}",
-                    highlight=False,
-                    soft_wrap=True,
-                )
-                return signals.exit_status
-        seconds = time.monotonic() - began
-        about = _about(command, request, seconds, members(job.table))
-        save = options.save or ("all" if members(job.table) <= SAVE_ALL_UP_TO else "frontier")
+        try:
+            result = sweep(
+                job.factory,
+                job.optimizer,
+                **arguments,
+                members_at_once=options.members_at_once,
+                look=lambda look: ticker.show(look) or signals.received is not None,
+                checkpoints=run.checkpoints,
+            )
+        except Stopped:
+            ticker.say(f"stopped at {ticker.share:.0%}; go on with: {_again(out)}")
+            return signals.exit_status
+        about = _about(command, options, asked, time.monotonic() - began)
+        save = options.save or ("all" if about["members"] <= SAVE_ALL_UP_TO else "frontier")
         run.publish(partial(_write, result, save, about, job.tokens))
-    _tell(console, result, out, about, save, options)
+    if options.as_json:
+        print(json.dumps(_as_json(result, out, about), indent=2))
+    elif not options.quiet:
+        Console().print(summary(result))
+    if problem := doctor.known_bad():
+        console.print(f"[bold red]{problem}[/]")
+    kept = {"all": "every member's weights", "frontier": "the frontier's weights", "none": "no weights"}[save]
+    console.print(
+        f"{counted(about['members'])} in {about['seconds']:.1f} s "
+        f"({about['members_per_second']:,.3g} members/s); "
+        f"wrote {out}/: sweep.json, metrics.csv, history.npz, frontier.png, report.html and {kept}",
+        highlight=False,
+        soft_wrap=True,
+    )
     return 0
 
 
@@ -249,74 +268,35 @@ def _write(
     (target / "report.html").write_text(report.sweep_page(result, about, tokens), encoding="utf-8")
 
 
-def _request(options: Training, job: Job) -> dict[str, Any]:
-    """What decides the numbers: a run may only be resumed by the same request."""
-    return {
-        "data": "the seed's tokens" if options.data is None else str(options.data.absolute()),
-        "array": options.array,
-        "rows": len(job.source.x),
-        "d_in": job.source.x.shape[1],
-        "d_sae": job.factory.keywords["d_sae"],  # type: ignore[attr-defined]
-        "arch": options.arch,
-        "axes": {name: sorted(set(column.tolist())) for name, column in job.table.items()},
-        "arg": list(options.arg),
-        "zip": options.zip,
-        "unit_norm_decoder": options.unit_norm_decoder,
-        "batch_size": job.source.batch_size,
-        "data_seed": options.data_seed,
-        "steps": job.steps,
-        "members_at_once": options.members_at_once,
-    }
-
-
-def _about(command: str, request: dict[str, Any], seconds: float, count: int) -> dict[str, Any]:
+def _about(command: str, options: Training, asked: dict[str, Any], seconds: float) -> dict[str, Any]:
+    """What `sweep.json` tells."""
     return {
         "command": shlex.join(["sae-jax", *sys.argv[1:]]),
         "kind": command,
-        "members": count,
-        "steps": request["steps"],
+        "data": "the seed's tokens" if options.data is None else str(options.data.absolute()),
+        "members": asked["members"],
+        "steps": asked["steps"],
         "seconds": round(seconds, 3),
-        "members_per_second": round(count / seconds, 3),
-        "request": request,
+        "members_per_second": round(asked["members"] / seconds, 3),
+        "request": asked,
         "environment": doctor.environment(),
     }
 
 
-def _again(command: str, out: Path) -> str:
+def _again(out: Path) -> str:
     words = [word for word in sys.argv[1:] if word not in ("--overwrite", "--resume")]
     out_given = any(word == "--out" or word.startswith("--out=") for word in words)
     return shlex.join(["sae-jax", *words, *([] if out_given else ["--out", str(out)]), "--resume"])
 
 
-def _tell(
-    console, result: SweepResult, out: Path, about: dict[str, Any], save: str, options: Training
-) -> None:
-    if options.as_json:
-        rows = [
-            dict(zip(result.table, row, strict=True))
-            for row in zip(*map(_plain, result.table.values()), strict=True)
+def _as_json(result: SweepResult, out: Path, about: dict[str, Any]) -> dict[str, Any]:
+    """`sweep.json`, the frontier, and the table as rows; JSON knows no NaN, so what is not finite is null."""
+    table = {
+        name: [
+            None if isinstance(value, float) and not np.isfinite(value) else value
+            for value in column.tolist()
         ]
-        print(
-            json.dumps(
-                {"out": str(out), **about, "frontier": result.frontier().tolist(), "members": rows}, indent=2
-            )
-        )
-    elif not options.quiet:
-        Console().print(summary(result))
-    if problem := doctor.known_bad():
-        console.print(f"[bold red]{problem}[/]")
-    kept = {"all": "every member's weights", "frontier": "the frontier's weights", "none": "no weights"}[save]
-    console.print(
-        f"{about['members']} members in {about['seconds']:.1f} s "
-        f"({about['members_per_second']:.1f} members/s); "
-        f"wrote {out}/: sweep.json, metrics.csv, history.npz, frontier.png, report.html and {kept}",
-        highlight=False,
-        soft_wrap=True,
-    )
-
-
-def _plain(column: np.ndarray) -> list:
-    """For JSON, which knows no NaN."""
-    return [
-        None if isinstance(value, float) and not np.isfinite(value) else value for value in column.tolist()
-    ]
+        for name, column in result.table.items()
+    }
+    rows = [dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)]
+    return {"out": str(out), **about, "frontier": result.frontier().tolist(), "table": rows}

@@ -48,11 +48,26 @@ def read_array(path: str | Path, name: str | None = None) -> Float[np.ndarray, "
     return checked(array, str(path))
 
 
+def as_float32(array: np.ndarray, label: str) -> Float[np.ndarray, "n d"]:
+    """`array` in float32.
+
+    Raises:
+      InputError: values beyond what float32 holds.
+    """
+    if array.dtype == np.float32:
+        return array
+    with np.errstate(over="ignore"):
+        return checked(array.astype(np.float32), f"{label} as float32")
+
+
 def _read(path: Path, name: str | None) -> np.ndarray:
     if path.suffix == ".npy":
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-        require(isinstance(array, np.ndarray), f"{path} is an archive of arrays: rename it to .npz")
-        return array
+        with path.open("rb") as file:
+            start = file.read(6)
+        require(start[:2] != b"PK", f"{path} is an archive of arrays: rename it to .npz")
+        require(start == b"\x93NUMPY", f"{path} is no .npy file (a pickle is not read: it can run code)")
+        require(name is None, f"{path} holds one array, which has no name to ask for")
+        return np.load(path, mmap_mode="r", allow_pickle=False)
     if path.suffix == ".npz":
         archive = np.load(path, allow_pickle=False)
         require(not isinstance(archive, np.ndarray), f"{path} holds a single array: rename it to .npy")
@@ -69,7 +84,10 @@ def _choose(path: Path, names: list[str], name: str | None) -> str:
     require(bool(names), f"{path} holds no arrays")
     listed = ", ".join(sorted(names))
     if name is None:
-        require(len(names) == 1, f"{path} holds several arrays ({listed}): name one of them")
+        require(
+            len(names) == 1,
+            f"{path} holds several arrays ({listed}): name one of them (--array NAME on the command line)",
+        )
         return names[0]
     require(name in names, f"{path} has no array {name!r}; it holds {listed}")
     return name
@@ -89,7 +107,7 @@ def checked(array: np.ndarray, label: str) -> Float[np.ndarray, "n d"]:
     require(array.shape[0] > 0, f"{label} has no rows (shape {array.shape})")
     require(array.shape[1] > 0, f"{label} has no columns (shape {array.shape})")
     is_float = jnp.issubdtype(array.dtype, jnp.floating)
-    require(is_float, f"{label} must hold floating-point numbers, got {array.dtype}: convert it to float32")
+    require(is_float, f"{label} must hold real floating-point numbers, got {array.dtype}")
     if array.dtype.itemsize < 4 or not array.dtype.isnative:
         array = array.astype(np.float32 if array.dtype.itemsize <= 4 else np.float64)
     if array.dtype.itemsize > 8:

@@ -63,7 +63,7 @@ class InMemory:
 
 
 def in_memory(
-    x: Float[Array, "n d_in"] | Float[np.ndarray, "n d_in"],
+    x: Float[Array | np.ndarray, "n d_in"] | list,
     batch_size: int = 1024,
     seed: int = 0,
     *,
@@ -92,6 +92,7 @@ def in_memory(
       >>> source.batch(7).x.shape
       (256, 32)
     """
+    x = np.asarray(x) if isinstance(x, list) else x
     for name, array in [("x", x)] if y is None else [("x", x), ("y", y)]:
         require(array.ndim == 2, f"{name} must be [rows, width], got shape {tuple(array.shape)}")
         require(len(array) > 0, f"{name} has no rows")

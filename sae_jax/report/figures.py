@@ -21,7 +21,7 @@ HUES = ("#2c6fbb", "#a8479e", "#ef7d32")
 
 LABELS = {
     "l0": "L0: active latents per row",
-    "l1": "L1: sum of |f| per row",
+    "l1_norm": "sum of |f| per row",
     "loss": "loss",
     "mse": "mean squared error",
     "explained_variance": "explained variance",

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader
-from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from sae_jax.grid import members
@@ -59,7 +58,7 @@ def sweep_page(result: SweepResult, about: Mapping[str, Any], tokens: Tokens | N
     jinja.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
     command = about.get("command", "")
     page = jinja.get_template("sweep.html").render(
-        plotly=Markup(get_plotlyjs()),
+        plotly=get_plotlyjs(),
         plots={name: plot for name, plot in drawn.items() if plot},
         views=[(index, told(result, index, ", ", ("l0", "explained_variance"))) for index in shown],
         headline=_headline(result, about),

@@ -8,7 +8,6 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from matplotlib.colors import LinearSegmentedColormap, to_hex
@@ -145,13 +144,11 @@ def features(result: SweepResult, shown: list[int], tokens: Tokens | None) -> Pl
     saved = [index for index in shown if index in result.kept]
     if tokens is None or not saved:
         return None
-    place = np.searchsorted(result.kept, saved)
-    arguments = {name: jnp.asarray(result.grid[name][saved]) for name in result.factory_names}
-    params = {name: leaf[place] for name, leaf in result.params.items()}
     x = jnp.asarray(tokens.x[:MOST_CELLS])
-    encode = jax.vmap(lambda row, params: result.factory(**row).encode(params, x))
     views = {}
-    for index, f in zip(saved, np.asarray(encode(arguments, params)), strict=True):
+    for index in saved:
+        sae, params = result.member(index)
+        f = np.asarray(sae.encode(params, x))  # not jitted: each member's function would compile anew
         # the features most active on these tokens, in their own order
         chosen = np.sort(np.argsort(-f.max(axis=0), kind="stable")[:MOST_CELLS])
         views[str(index)] = {"features": chosen.tolist(), "z": _plain(f[:, chosen])}

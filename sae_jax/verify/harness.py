@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from sae_jax.base import SAE, Batch, InputError, Params, Progress, TrainState, require
-from sae_jax.train import make_step
+from sae_jax.base import SAE, Batch, InputError, Params, require
+from sae_jax.train import make_step, state_from
 
 if TYPE_CHECKING:
     import torch
@@ -74,7 +74,7 @@ def compare(
         `{"W_enc": "encoder.0.weight.T", "b_enc": "encoder.0.bias", ...}`. Each parameter of the module must
         be named.
       observe: `(module, x) -> tensors by name`: `loss`, and any of `f`, `x_hat` and the names of our logs
-        (`reconstruction`, `sparsity`, `l0`).
+        (`reconstruction`, `sparsity`, `l0`); what it leaves out is not compared.
       torch_optimizer: makes the optimizer from the module's parameters.
       batches: [n, batch, d_in].
       steps: how long to train.
@@ -93,6 +93,7 @@ def compare(
       ...                  torch_optimizer=lambda p: torch.optim.Adam(p, lr=1e-2), batches=batches)
       >>> report.ok, report.worst
     """
+    require(steps >= 1, f"steps must be at least 1, got {steps}")
     require(dtype in BOUNDS, f"dtype must be one of {', '.join(BOUNDS)}, got {dtype!r}")
     require(
         batches.ndim == 3 and len(batches) > 0, f"batches must be [n, batch, d_in], got shape {batches.shape}"
@@ -100,6 +101,11 @@ def compare(
     with jax.enable_x64(True) if dtype == "float64" else nullcontext():
         ours = _train_here(sae, optimizer, params, batches, steps, dtype)
     theirs = _train_there(module, names, observe, torch_optimizer, params, batches, steps, dtype, after_step)
+    for stage in ours:
+        unknown = sorted(set(theirs[stage]) - set(ours[stage]))
+        require(
+            not unknown, f"observe gives {', '.join(unknown)}, but here there are {', '.join(ours[stage])}"
+        )
     errors = {
         stage: {name: relative_error(ours[stage][name], theirs[stage][name]) for name in theirs[stage]}
         for stage in ours
@@ -118,8 +124,7 @@ def relative_error(ours: np.ndarray, theirs: np.ndarray) -> float:
 def _train_here(sae, optimizer, params, batches, steps, dtype) -> dict[str, dict[str, np.ndarray]]:
     params = {name: jnp.asarray(leaf, dtype) for name, leaf in params.items()}
     data = [Batch(x, x) for x in jnp.asarray(batches, dtype)]
-    silent = jnp.zeros(params["W_dec"].shape[0], jnp.int32)
-    state = TrainState(params, optimizer.init(params), Progress(jnp.int32(0), silent))
+    state = state_from(params, optimizer)
     # Default matrix products on an accelerator round to fewer bits than the dtype has.
     with jax.default_matmul_precision("highest"):
         f = sae.encode(params, data[0].x)
