@@ -121,7 +121,7 @@ def test_train_makes_one_member(place, tmp_path):
         "train", place / "acts.npy", "--d-sae", 16, "--steps", 20, "--out", "one", "--json", cwd=tmp_path
     )
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["members"][0]["l1"] == 0.1
+    assert json.loads(done.stdout)["table"][0]["l1"] == 0.1
     assert {path.name for path in (tmp_path / "one" / "members").iterdir()} == {"000"}
     several = sae("train", "--l1", "0.1,0.2", cwd=tmp_path)
     assert several.returncode == 2
@@ -135,7 +135,7 @@ def test_other_arguments_axes_and_architecture_options(tmp_path):
         cwd=tmp_path,
     )
     assert done.returncode == 0, done.stderr
-    members = json.loads(done.stdout)["members"]
+    members = json.loads(done.stdout)["table"]
     assert [(m["l1"], m["lr"], m["b1"]) for m in members] == [
         (0.1, 0.01, 0),
         (0.1, 0.01, 0.9),
@@ -165,6 +165,7 @@ def bad_arrays(place):
     np.save(place / "complex.npy", np.zeros((5, 4), np.complex64))
     np.save(place / "objects.npy", np.array([[object()]]), allow_pickle=True)
     np.save(place / "large.npy", np.full((5, 4), 1e300))
+    (place / "text.npy").write_text("1.0 2.0")
     (place / "short.npy").write_bytes((place / "acts.npy").read_bytes()[:500])
 
 
@@ -190,6 +191,16 @@ def bad_arrays(place):
         ("acts.npy --seeds 0", "--seeds must be at least 1"),
         ("acts.npy --batch-size 0", "batch_size must be at least 1"),
         ("acts.npy --arg depth=1,2", "nothing takes the axis 'depth'"),
+        ("acts.npy --arg learning_rate=0.5", "two names"),
+        ("acts.npy --arg nesterov=1", "nothing takes the axis 'nesterov'"),
+        ("acts.npy --lr=-1", "--lr must be above 0"),
+        ("acts.npy --l1=", "not a number"),
+        ("acts.npy --members-at-once 0", "--members-at-once must be at least 1"),
+        ("acts.npy --d-sae 99999999999", "d_sae must be below 2^31"),
+        ("acts.npy --steps 99999999999", "below 2^31"),
+        ("acts.npy --zip l1,l1", "twice"),
+        ("acts.npy --array x", "no name"),
+        ("text.npy", "no .npy file"),
         ("acts.npy --arg tied=maybe", "True or False"),
         ("acts.npy --arg tied", "NAME=VALUES"),
         ("acts.npy --zip l1,l2", "l2"),
@@ -208,12 +219,10 @@ def test_bad_input_is_one_sentence(place, words, says, capsys, monkeypatch):
     said = capsys.readouterr()
     assert stop.value.code == 2
     assert says in said.err
-    # a line that training begins may stand before it
-    assert said.err.splitlines()[-1].startswith("sae-jax: ")
-    assert said.err.count("sae-jax: ") == 1
-    assert "Traceback" not in said.err
+    assert said.err.startswith("sae-jax: ")
+    assert said.err.count("\n") == 1
     assert said.out == ""
-    assert not (place / "nowhere" / "r").exists()
+    assert not (place / "nowhere").exists()
 
 
 def test_bad_input_in_a_process_of_its_own(place):
@@ -279,9 +288,10 @@ def test_stopped_and_resumed_is_never_stopped(place, number, status):
     assert "go on with: sae-jax sweep acts.npy" in told
     assert "--resume" in told
     assert {path.name for path in halved.iterdir()} == {"checkpoints"}
-    other = sae(*LONG, halved, "--resume", "--lr", "0.5", cwd=place)
-    assert other.returncode == 2
-    assert "other options" in other.stderr
+    for change in (["--lr", "0.5"], ["--l1", "0.1,0.01"], ["--steps", "7000"]):
+        other = sae(*LONG, halved, *change, "--resume", cwd=place)
+        assert other.returncode == 2
+        assert "other options" in other.stderr, "the last of an option given twice counts"
     resumed = sae(*LONG, halved, "--resume", cwd=place)
     assert resumed.returncode == 0, resumed.stderr
     assert weights(halved) == weights(whole)
@@ -293,6 +303,56 @@ def test_stopped_and_resumed_is_never_stopped(place, number, status):
     finished = sae(*LONG, halved, "--resume", cwd=place)
     assert finished.returncode == 0
     assert "finished already" in finished.stderr
+
+
+@pytest.mark.parametrize("seconds", [0.0, 1.0])
+def test_stopped_before_the_first_point_of_history(place, seconds):
+    """A point is taken every 10,000 steps here: the checkpoint has no history yet."""
+    out, words = place / f"early-{seconds}", [*LONG[:-3], "--steps", 1_000_000, "--out"]
+    running = subprocess.Popen([SCRIPT, *map(str, words), out], cwd=place, stderr=subprocess.PIPE, text=True)
+    assert "training" in running.stderr.readline()  # it compiles now
+    time.sleep(seconds)
+    running.send_signal(signal.SIGTERM)
+    told = running.communicate(timeout=60)[1]
+    assert running.returncode == 0, told
+    assert "go on with" in told
+    assert "Traceback" not in told
+    assert not list(out.rglob("*tmp*"))
+    # it goes on: the second stop is of the same run
+    running = subprocess.Popen(
+        [SCRIPT, *map(str, words), out, "--resume"], cwd=place, stderr=subprocess.PIPE, text=True
+    )
+    assert "training" in running.stderr.readline()
+    running.send_signal(signal.SIGTERM)
+    assert "go on with" in running.communicate(timeout=60)[1]
+    assert running.returncode == 0
+
+
+def test_a_run_stopped_while_it_replaces_another_goes_on(place):
+    out = place / "replaced"
+    assert sae(*LONG[:-3], "--steps", 5, "--out", out, cwd=place).returncode == 0
+    running = subprocess.Popen(
+        [SCRIPT, *LONG, out, "--overwrite"], cwd=place, stderr=subprocess.PIPE, text=True
+    )
+    assert "training" in running.stderr.readline()
+    running.send_signal(signal.SIGTERM)
+    assert "go on with" in running.communicate(timeout=60)[1]
+    resumed = sae(*LONG, out, "--resume", cwd=place)
+    assert resumed.returncode == 0, resumed.stderr
+    assert json.loads((out / "sweep.json").read_text())["steps"] == 6000
+    assert {path.name for path in out.iterdir()} == FILES
+
+
+def test_a_signal_while_the_folder_is_written_waits(tmp_path):
+    running = subprocess.Popen(
+        [SCRIPT, "sweep", "--out", "r"], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+    )
+    while not (tmp_path / "r" / ".writing").exists():
+        time.sleep(0.005)
+    running.send_signal(signal.SIGTERM)
+    told = running.communicate(timeout=60)[1]
+    assert running.returncode == 0, told
+    assert {path.name for path in (tmp_path / "r").iterdir()} == FILES
 
 
 @pytest.fixture

@@ -343,6 +343,46 @@ def test_a_stopped_sweep_of_several_chunks_resumes_bit_for_bit(small, tmp_path, 
     assert_same_bits(resumed.history, whole.history)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"grid": sae_jax.grid(lr=[1e-2], l1=[0.2, 0.1])},  # as many members, otherwise ordered
+        {"steps": 8},
+        {"optimizer": optax.sgd},
+        {"factory": partial(CASES[0].factory, mean_features=False)},
+        {"source": sae_jax.in_memory(np.ones((48, 5), np.float32), batch_size=20)},
+    ],
+)
+def test_a_sweep_is_resumed_by_the_same_request_only(small, tmp_path, change):
+    arguments = {
+        "factory": CASES[0].factory,
+        "optimizer": optax.adam,
+        "grid": sae_jax.grid(lr=[1e-2], l1=[0.1, 0.2]),
+        "source": sae_jax.in_memory(small, batch_size=20),
+        "steps": 9,
+    }
+    with pytest.raises(sae_jax.Stopped):  # before there is any history, too
+        sae_jax.sweep(**arguments, points=1, checkpoints=tmp_path, look=lambda look: True)
+    with pytest.raises(sae_jax.InputError, match="other options"):
+        sae_jax.sweep(**{**arguments, **change}, checkpoints=tmp_path)
+    resumed = sae_jax.sweep(**arguments, points=1, checkpoints=tmp_path)
+    assert_same_bits(resumed.params, sae_jax.sweep(**arguments, points=1).params)
+
+
+def test_a_partial_made_anew_compiles_nothing_new(small, compilations):
+    source = sae_jax.in_memory(small, batch_size=20)
+    for _ in range(2):
+        before = len(compilations)
+        sae_jax.sweep(
+            partial(sae_jax.relu, d_in=5, d_sae=9),
+            partial(optax.adam, b1=0.8),
+            grid=FIVE,
+            source=source,
+            steps=3,
+        )
+    assert len(compilations) == before
+
+
 def test_a_resumed_sweep_keeps_its_chunks_when_memory_has_changed(small, tmp_path, monkeypatch):
     case, source = CASES[0], sae_jax.in_memory(small, batch_size=20)
     sweep = partial(sae_jax.sweep, case.factory, case.optimizer, grid=FIVE, source=source, steps=9)

@@ -150,7 +150,7 @@ def edited(folder, **changes):
         ({"d_sae": {}}, ["d_sae as a whole number"]),
         ({"d_in": 0}, ["d_in must be at least 1"]),
         ({"d_in": -5}, ["d_in must be at least 1"]),
-        ({"d_in": 10**30}, ["W_enc must be"]),
+        ({"d_in": 10**30}, ["d_in must be below 2^31"]),
         ({"d_sae": 8}, ["W_enc must be (5, 8), got (5, 7)"]),
         ({"metadata": []}, None),
         ({"metadata": {"sae_jax": {}}}, ["no architecture is called"]),

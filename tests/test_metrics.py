@@ -181,3 +181,34 @@ def test_no_data_is_refused():
     sae = sae_jax.relu(3, 2)
     with pytest.raises(InputError, match="no data to measure on"):
         sae_jax.evaluate(sae, sae.init(jax.random.key(0)), [])
+
+
+def test_a_last_batch_of_one_row_spoils_nothing():
+    sae, params = model(6, 0.0, jnp.float32)
+    data = np.random.default_rng(0).normal(size=(65, 6)).astype(np.float32)
+    whole = sae_jax.in_memory(data[:64], 64).evaluation(65)
+    tailed = sae_jax.in_memory(data, 64).evaluation(65)
+    a, b = sae_jax.evaluate(sae, params, whole), sae_jax.evaluate(sae, params, tailed)
+    for name in ("explained_variance_legacy", "fvu_batch"):
+        np.testing.assert_allclose(b[name], a[name], rtol=1e-6)
+    assert np.isfinite(b["explained_variance"])
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_half_precision_is_summed_in_single(dtype):
+    """float16 ends at 65,504, and bfloat16 cannot count beyond 256."""
+    sae, params = model(6, 0.0, jnp.float32)
+    data = jnp.asarray(100 * np.random.default_rng(0).normal(size=(1001, 6)), dtype)
+    half = sae_jax.evaluate(sae, params, sae_jax.in_memory(data, 1001).evaluation(1001))
+    exact = sae_jax.evaluate(sae, params, sae_jax.in_memory(data.astype(jnp.float32), 1001).evaluation(1001))
+    for name, value in exact.items():
+        np.testing.assert_allclose(half[name], value, rtol=1e-3, err_msg=name)
+
+
+@pytest.mark.parametrize("data", [np.ones((50, 6)), 1e-30 * np.random.default_rng(0).normal(size=(50, 6))])
+def test_data_without_variance_has_none_explained(data):
+    sae, params = model(6, 0.0, jnp.float32)
+    found = sae_jax.evaluate(sae, params, sae_jax.in_memory(data.astype(np.float32)).evaluation(50))
+    assert np.isnan(found["explained_variance"])
+    assert np.isnan(found["fvu"])
+    assert np.isfinite(found["l0"])

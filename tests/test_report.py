@@ -61,13 +61,12 @@ def repeated(result, times):
 def renamed(result, old, new):
     """The same sweep with an axis called otherwise."""
 
-    def factory(**arguments):
-        return result.factory(**{old if name == new else name: value for name, value in arguments.items()})
+    def build(row):
+        return result.build({old if name == new else name: value for name, value in row.items()})
 
     return result._replace(
         grid={new if name == old else name: column for name, column in result.grid.items()},
-        factory_names=tuple(new if name == old else name for name in result.factory_names),
-        factory=factory,
+        build=build,
     )
 
 

@@ -37,6 +37,8 @@ def permute(
     Returns:
       The rows at those positions, in [0, size).
 
+    At sizes under ten or so the permutations are not equally likely.
+
     Source: Black and Rogaway 2002, "Ciphers with arbitrary finite domains".
     """
     a = math.isqrt(size - 1) + 1 if size > 1 else 1
