@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import tyro
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -42,9 +43,8 @@ def run(options: Verify) -> int:
         ]
         print(json.dumps({"ok": ok, "reports": rows}, indent=2))
         return 0 if ok else 1
-    table = Table(
-        "case", "dtype", "forward", "loss", "gradients", f"after {options.steps} steps", "", caption=CAPTION
-    )
+    headers = ("case", "dtype", "forward", "loss", "gradients", f"after {options.steps} steps", "")
+    table = Table(*headers, caption=CAPTION, box=box.SIMPLE, padding=(0, 1, 0, 0))
     for name, report in reports:
         cells = [_cell(report, stage) for stage in STAGES]
         table.add_row(name, report.dtype, *cells, "[green]ok[/]" if report.ok else "[bold red]breach[/]")
