@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import sae_jax
-from sae_jax import InputError, SweepResult
+from sae_jax import InputError, SweepResult, program
 
 # the module, which the function of the same name hides
 import sys  # isort: skip
@@ -173,16 +173,16 @@ def test_an_error_inside_the_factory_is_not_taken_for_a_static_axis(source, unch
 
 def test_members_that_fit_follow_the_free_memory(source, monkeypatch):
     grid = sae_jax.grid(lr=[1e-2], l1=[0.1], seed=range(64))
-    program = sweep_module._program(factory, optax.adam, tuple(grid), jnp.dtype("float32"))
+    made = program.program_of(factory, optax.adam, tuple(grid), jnp.dtype("float32"))
     # by hand: weights 5*6 + 6 + 6*5 + 5 = 71 floats; held: weights, two moments, count, step, 6 silences, 3
     # hyper-parameters; a training step adds gradients and updates, and activations for 16 rows
     held, weights, rows = 4 * (3 * 71 + 1 + 1 + 6 + 3), 4 * 71, 4 * 16 * (4 * 6 + 3 * 5)
     one = 2 * held + 2 * weights + rows
     for members in (1, 3, 1000):
-        monkeypatch.setattr(sweep_module, "free_memory", lambda members=members: 2 * members * one)
-        assert sweep_module.members_that_fit(program, grid, source) == members
-    monkeypatch.setattr(sweep_module, "free_memory", lambda: 0)
-    assert sweep_module.members_that_fit(program, grid, source) == 1
+        monkeypatch.setattr(program, "free_memory", lambda members=members: 2 * members * one)
+        assert program.members_that_fit(made, grid, source) == members
+    monkeypatch.setattr(program, "free_memory", lambda: 0)
+    assert program.members_that_fit(made, grid, source) == 1
 
 
 def test_a_sweep_beyond_the_free_memory_trains_in_chunks(source, monkeypatch):
@@ -195,7 +195,7 @@ def test_a_sweep_beyond_the_free_memory_trains_in_chunks(source, monkeypatch):
 
 
 def test_free_memory_is_a_plausible_number():
-    assert 2**20 < sweep_module.free_memory() < 2**50
+    assert 2**20 < program.free_memory() < 2**50
 
 
 # What a sweep tells

@@ -1,0 +1,224 @@
+"""What a sweep compiles: one member's functions, vmapped, with each axis led to what takes it."""
+
+import inspect
+from collections.abc import Callable, Iterable
+from functools import lru_cache, partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import psutil
+from jaxtyping import Array, Shaped
+
+from sae_jax import metrics
+from sae_jax.base import SAE, Batch, InputError, Params, TrainState, require
+from sae_jax.data import Source
+from sae_jax.grid import Grid
+from sae_jax.train import init, make_step
+
+SHARE_OF_MEMORY = 0.5
+"""How much of the free memory a chunk of members may fill."""
+
+
+class Members(NamedTuple):
+    """The state of a sweep: each leaf has a leading axis over members."""
+
+    hyper: dict[str, Shaped[Array, "members"]]
+    train: TrainState
+
+
+def checked_program(factory, optimizer, grid: Grid, source: Source, dtype) -> "Program":
+    """The program for these arguments; whatever can be said against them is said here."""
+    seeds = grid.get("seed", np.zeros(1, int))
+    whole = seeds.dtype.kind in "iu" and seeds.min() >= 0 and seeds.max() < 2**32
+    require(bool(whole), "every seed must be a whole number from 0 to 2^32 - 1")
+    exact = jax.dtypes.canonicalize_dtype(dtype) == jnp.dtype(dtype)
+    require(
+        exact, f"dtype {jnp.dtype(dtype)} needs double precision: jax.config.update('jax_enable_x64', True)"
+    )
+    program = program_of(Call.of(factory), Call.of(optimizer), tuple(grid), jnp.dtype(dtype))
+    for row in _distinct_rows(grid, program.factory_names):
+        factory(**row)
+    _try(program, grid, source)
+    return program
+
+
+class Call(NamedTuple):
+    """A partial as a value, so that two of the same call share one compiled program."""
+
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    keywords: tuple[tuple[str, Any], ...]
+
+    @staticmethod
+    def of(function: Any) -> Any:
+        """The call that a partial stands for; anything else, or a partial over lists, as it is."""
+        if not isinstance(function, partial):
+            return function
+        call = Call(function.func, function.args, tuple(sorted(function.keywords.items())))
+        try:
+            hash(call)
+        except TypeError:
+            return function
+        return call
+
+    def partial(self) -> partial:
+        """The call as a partial again."""
+        return partial(self.function, *self.arguments, **dict(self.keywords))
+
+
+class Program(NamedTuple):
+    """The compiled parts of a sweep; made once per factory, optimizer and axes."""
+
+    factory_names: tuple[str, ...]
+    build: Callable[[dict[str, Any]], tuple[SAE, optax.GradientTransformation]]
+    first_step: Callable[[dict[str, Any], Batch], Any]
+    """Of one member, from its initial weights; to find out whether it can be traced."""
+    to_device: Callable[[Grid], dict[str, Array]]
+    start: Callable[[dict[str, Array]], Members]
+    step: Callable[[Members, Batch], tuple[Members, dict[str, Array]]]
+    measure: Callable[[Members, Batch, Array], metrics.Sums]
+
+
+@lru_cache(maxsize=32)
+def program_of(factory, optimizer, names: tuple[str, ...], dtype) -> Program:
+    factory = factory.partial() if isinstance(factory, Call) else factory
+    optimizer = optimizer.partial() if isinstance(optimizer, Call) else optimizer
+    factory_names, optimizer_names = _route(factory, optimizer, names)
+
+    def build(hyper) -> tuple[SAE, optax.GradientTransformation]:
+        sae = factory(**{name: hyper[name] for name in factory_names})
+        if isinstance(optimizer, optax.GradientTransformation):
+            return sae, optimizer
+        return sae, optimizer(**{theirs: hyper[ours] for ours, theirs in optimizer_names.items()})
+
+    def to_device(rows: Grid) -> dict[str, Array]:
+        kinds = {"f": dtype, "i": jnp.int32, "u": jnp.uint32}
+        whole = {
+            name: column.astype(np.uint32) if name == "seed" else column for name, column in rows.items()
+        }
+        return {name: jnp.asarray(column, kinds[column.dtype.kind]) for name, column in whole.items()}
+
+    def start(hyper) -> TrainState:
+        return init(*build(hyper), jax.random.key(hyper.get("seed", 0)), dtype)
+
+    def step(hyper, state: TrainState, batch: Batch):
+        return make_step(*build(hyper))(state, batch)
+
+    def measure(hyper, params: Params, batch: Batch, centre):
+        return metrics.measure(build(hyper)[0], params, batch, centre)
+
+    def vmapped_step(state: Members, batch: Batch):
+        train, logs = jax.vmap(step, in_axes=(0, 0, None))(state.hyper, state.train, batch)
+        return Members(state.hyper, train), logs
+
+    return Program(
+        factory_names,
+        build,
+        lambda hyper, batch: step(hyper, start(hyper), batch),
+        to_device,
+        jax.jit(lambda hyper: Members(hyper, jax.vmap(start)(hyper))),
+        vmapped_step,
+        jax.jit(
+            lambda state, batch, centre: jax.vmap(measure, in_axes=(0, 0, None, None))(
+                state.hyper, state.train.params, batch, centre
+            )
+        ),
+    )
+
+
+def _route(factory, optimizer, names: Iterable[str]) -> tuple[tuple[str, ...], dict[str, str]]:
+    """Which axes the factory takes, and under which name the optimizer takes the others."""
+    ours = set(inspect.signature(factory).parameters)
+    is_chain = isinstance(optimizer, optax.GradientTransformation)
+    parameters = {} if is_chain else dict(inspect.signature(optimizer).parameters)
+    theirs = {name: name for name in parameters}
+    if "learning_rate" in theirs:
+        theirs["lr"] = "learning_rate"
+    to_optimizer: dict[str, str] = {}
+    for name in names:
+        if name in ours and name in theirs:
+            raise InputError(f"both the factory and the optimizer take {name!r}: bind it in one with partial")
+        if name in theirs:
+            require(theirs[name] not in to_optimizer.values(), f"{name!r} is swept under two names")
+            to_optimizer[name] = theirs[name]
+        elif name not in ours and name != "seed":
+            known = ", ".join(sorted({*ours, *theirs, "seed"}))
+            raise InputError(f"nothing takes the axis {name!r}; there are: {known}")
+    for name, parameter in parameters.items():
+        needed = parameter.default is parameter.empty and parameter.kind not in (
+            parameter.VAR_POSITIONAL,
+            parameter.VAR_KEYWORD,
+        )
+        axis = "lr" if name == "learning_rate" else name
+        given = name in to_optimizer.values()
+        require(given or not needed, f"the optimizer needs {name}: give the grid an axis {axis}=[...]")
+    return tuple(name for name in names if name in ours), to_optimizer
+
+
+def _try(program: Program, grid: Grid, source: Source) -> None:
+    """Trace one member's first step, so that what cannot work is said before anything is compiled."""
+    batch = jax.eval_shape(lambda: source.batch(jnp.int32(0)))
+    concrete = {name: column[0].item() for name, column in grid.items()}
+    width = batch.x.shape[1]
+    d_in = program.build(concrete)[0].config.get("d_in", width)
+    require(d_in == width, f"the factory's d_in is {d_in}, but the source's rows have {width} columns")
+    sae = program.build(concrete)[0]
+    shape = jax.eval_shape(
+        lambda x: sae.decode(p := sae.init(jax.random.key(0)), sae.encode(p, x)), batch.x
+    ).shape
+    require(
+        shape == batch.y.shape,
+        f"the SAE gives {shape[-1]} columns, but the source's targets have {batch.y.shape[-1]}",
+    )
+    rows = program.to_device({name: column[:1] for name, column in grid.items()})
+    traced = {name: jax.ShapeDtypeStruct((), column.dtype) for name, column in rows.items()}
+
+    def fails(names: Iterable[str]) -> Exception | None:
+        """What tracing over these axes raises, the others at their first value."""
+        some = {name: traced[name] for name in names}
+        try:
+            jax.eval_shape(lambda hyper, batch: program.first_step({**concrete, **hyper}, batch), some, batch)
+        except (TypeError, ValueError, jax.errors.JAXTypeError) as error:
+            return error
+        return None
+
+    error = fails(grid)
+    if error is None:
+        return
+    culprit = None if fails(()) else next((name for name in grid if fails((name,))), None)
+    if culprit is None:
+        raise error
+    raise InputError(
+        f"{culprit!r} sets a shape or a branch, so it cannot be an axis: run one sweep per value of it"
+    ) from error
+
+
+def _distinct_rows(grid: Grid, names: tuple[str, ...]) -> list[dict[str, Any]]:
+    if not names:
+        return []
+    rows = np.unique(np.stack([np.asarray(grid[name], np.float64) for name in names], axis=1), axis=0)
+    return [dict(zip(names, row.tolist(), strict=True)) for row in rows]
+
+
+def members_that_fit(program: Program, grid: Grid, source: Source) -> int:
+    """How many members train at once in half of the free memory: weights, moments, gradients, activations."""
+    one = program.to_device({name: column[:1] for name, column in grid.items()})
+    state = jax.eval_shape(program.start, one)
+    batch = jax.eval_shape(lambda: source.batch(jnp.int32(0)))
+    held = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    weights = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state.train.params))
+    d_sae = state.train.progress.since_fired.shape[-1]
+    # features, pre-activations and their gradients; reconstruction, error and its gradient
+    rows = batch.x.shape[0] * (4 * d_sae + 3 * batch.y.shape[1]) * state.train.params["W_dec"].dtype.itemsize
+    return max(1, int(SHARE_OF_MEMORY * free_memory() // (2 * held + 2 * weights + rows)))
+
+
+def free_memory() -> int:
+    """Bytes that the first device still has."""
+    stats = jax.local_devices()[0].memory_stats()
+    if stats and "bytes_limit" in stats:
+        return stats["bytes_limit"] - stats["bytes_in_use"]
+    return psutil.virtual_memory().available
