@@ -162,10 +162,10 @@ def _try(program: Program, grid: Grid, source: Source) -> None:
     """Trace one member's first step, so that what cannot work is said before anything is compiled."""
     batch = jax.eval_shape(lambda: source.batch(jnp.int32(0)))
     concrete = {name: column[0].item() for name, column in grid.items()}
+    sae, _ = program.build(concrete)
     width = batch.x.shape[1]
-    d_in = program.build(concrete)[0].config.get("d_in", width)
+    d_in = sae.config.get("d_in", width)
     require(d_in == width, f"the factory's d_in is {d_in}, but the source's rows have {width} columns")
-    sae = program.build(concrete)[0]
     shape = jax.eval_shape(
         lambda x: sae.decode(p := sae.init(jax.random.key(0)), sae.encode(p, x)), batch.x
     ).shape

@@ -44,7 +44,7 @@ def sweep(
     points: int = 100,
     evaluate_rows: int = 65_536,
     look: Callable[[Look], bool | None] | None = None,
-    checkpoints: Path | None = None,
+    checkpoints: str | Path | None = None,
 ) -> SweepResult:
     """Train one SAE per row of a grid, all in one compiled program on one shared stream of batches.
 
@@ -80,6 +80,7 @@ def sweep(
     """
     program = checked_program(factory, optimizer, grid, source, dtype)
     total = members(grid)
+    checkpoints = None if checkpoints is None else Path(checkpoints)
     if checkpoints is not None:
         checkpoint.claim(
             checkpoints, request(factory, optimizer, grid=grid, source=source, steps=steps, dtype=dtype)
