@@ -1,7 +1,27 @@
 """Sparse autoencoders in JAX: pure functions, one step, sweeps by vmap."""
 
-from sae_jax import architectures, data, formats, losses, metrics, synthetic, transforms
-from sae_jax.architectures import relu
+from sae_jax import (
+    architectures,
+    auxk,
+    data,
+    formats,
+    initialisation,
+    losses,
+    metrics,
+    resampling,
+    synthetic,
+    transforms,
+)
+from sae_jax.architectures import (
+    batch_topk,
+    crosscoder,
+    gated,
+    jumprelu,
+    matryoshka,
+    relu,
+    topk,
+    transcoder,
+)
 from sae_jax.base import SAE, Batch, Info, InputError, Params, Progress, TrainState
 from sae_jax.data import in_memory, read_array
 from sae_jax.grid import grid, zipped
@@ -26,22 +46,32 @@ __all__ = [
     "TrainState",
     "TrainedSAE",
     "architectures",
+    "auxk",
+    "batch_topk",
+    "crosscoder",
     "data",
     "evaluate",
     "formats",
+    "gated",
     "grid",
     "in_memory",
     "init",
+    "initialisation",
+    "jumprelu",
     "load",
     "losses",
     "make_step",
+    "matryoshka",
     "metrics",
     "read_array",
     "relu",
+    "resampling",
     "run",
     "run_resumable",
     "sweep",
     "synthetic",
+    "topk",
+    "transcoder",
     "transforms",
     "zipped",
 ]

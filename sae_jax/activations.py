@@ -1,7 +1,15 @@
 """From pre-activations to features."""
 
+from typing import Any
+
 import jax
-from jaxtyping import Array, Float
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from sae_jax.base import InputError
+
+Number = Any
+"""A Python number, or a traced scalar."""
 
 
 def relu(pre: Float[Array, "*batch d_sae"]) -> Float[Array, "*batch d_sae"]:
@@ -20,3 +28,145 @@ def relu(pre: Float[Array, "*batch d_sae"]) -> Float[Array, "*batch d_sae"]:
       Array([0., 2.], dtype=float32)
     """
     return jax.nn.relu(pre)
+
+
+def largest(values: Float[Array, "*batch n"], k: Number, k_max: int | None = None) -> Bool[Array, "*batch n"]:
+    """Which entries of each row are among its `k` largest; of equal ones the earlier.
+
+    Args:
+      values: rows.
+      k: how many; traced where `k_max` is given. More than `n` are all.
+      k_max: the largest `k` that will come, a Python integer: it sets the size of the search.
+
+    Returns:
+      A mask with `min(k, n)` entries set per row.
+
+    Raises:
+      InputError: `k` is traced and `k_max` left out.
+
+    Example:
+      >>> largest(jnp.array([3.0, 1.0, 2.0]), k=2)
+      Array([ True, False,  True], dtype=bool)
+    """
+    if k_max is None and isinstance(k, jax.core.Tracer):
+        raise InputError("k is traced, as an axis of a sweep is: give k_max, the largest k that it will take")
+    n = values.shape[-1]
+    k_max = min(int(k) if k_max is None else k_max, n)
+    rows = jax.lax.stop_gradient(values).reshape(-1, n)
+    _, places = jax.lax.top_k(rows, k_max)
+    kept = jnp.broadcast_to(jnp.arange(k_max) < k, places.shape)
+    mask = jnp.zeros(rows.shape, bool).at[jnp.arange(len(rows))[:, None], places].set(kept)
+    return mask.reshape(values.shape)
+
+
+def topk(
+    pre: Float[Array, "*batch d_sae"], k: Number, k_max: int | None = None
+) -> Float[Array, "*batch d_sae"]:
+    """Keep the `k` largest pre-activations of each row, rectified: `f = ReLU(pre) [pre among the k largest]`.
+
+    Rectifying before the choice or after it gives the same features and gradients: what differs is only
+    which zeros count as chosen.
+
+    Args:
+      pre: pre-activations.
+      k, k_max: as in `largest`.
+
+    Returns:
+      Features, at most `k` of a row above 0.
+
+    Example:
+      >>> topk(jnp.array([3.0, 1.0, 2.0]), k=2)
+      Array([3., 0., 2.], dtype=float32)
+
+    Source: Gao et al. 2024 (arXiv 2406.04093), section 2.3.
+    """
+    return jnp.where(largest(pre, k, k_max), relu(pre), 0)
+
+
+def batch_topk(
+    pre: Float[Array, "batch d_sae"], k: Number, k_max: int | None = None
+) -> Float[Array, "batch d_sae"]:
+    """Keep the `floor(k n)` largest rectified pre-activations of a batch of n rows.
+
+    Args:
+      pre: pre-activations of the whole batch.
+      k: mean number of features per row; need not be whole.
+      k_max: as in `largest`.
+
+    Returns:
+      Features, at most `floor(k n)` of the batch above 0.
+
+    Source: Bussmann et al. 2024 (arXiv 2412.06410), section 3.
+    """
+    rows = len(pre)
+    if k_max is None and isinstance(k, int | float):
+        k_max = k
+    count = None if k_max is None else int(k_max * rows)
+    return topk(pre.reshape(-1), jnp.floor(k * rows), count).reshape(pre.shape)
+
+
+def jumprelu(
+    pre: Float[Array, "*batch d_sae"],
+    threshold: Float[Array, "*#d_sae"],
+    bandwidth: Number,
+    ste_to_input: bool = False,
+) -> Float[Array, "*batch d_sae"]:
+    """Features above a learned threshold: `f = pre H(pre - threshold)`.
+
+    H is the Heaviside step. Its derivative is estimated by a rectangle of width `bandwidth` (the
+    straight-through estimator):
+
+        df/dthreshold = -(threshold / bandwidth) rect((pre - threshold) / bandwidth)
+        df/dpre       = H(pre - threshold)        minus df/dthreshold where ste_to_input
+
+    Args:
+      pre: pre-activations.
+      threshold: one per latent, not negative.
+      bandwidth: width of the rectangle, in the unit of `pre`.
+      ste_to_input: let the estimator reach the encoder too (Anthropic, January 2025 update).
+
+    Returns:
+      Features.
+
+    Source: Rajamanoharan et al. 2024 (arXiv 2407.14435), equations 11 and 12 and appendix J.
+    """
+    active = (pre > threshold).astype(pre.dtype)
+    slope = threshold / bandwidth * rectangle((pre - threshold) / bandwidth)
+    return pre * active + surrogate(slope, pre, threshold, ste_to_input)
+
+
+def step(
+    pre: Float[Array, "*batch d_sae"],
+    threshold: Float[Array, "*#d_sae"],
+    bandwidth: Number,
+    ste_to_input: bool = False,
+) -> Float[Array, "*batch d_sae"]:
+    """Whether each latent is active, as a number: `H(pre - threshold)`; summed, it is L0 with a gradient.
+
+        dH/dthreshold = -(1 / bandwidth) rect((pre - threshold) / bandwidth)
+        dH/dpre       = 0                         minus dH/dthreshold where ste_to_input
+
+    Arguments, returns and source: as `jumprelu`.
+    """
+    active = jax.lax.stop_gradient((pre > threshold).astype(pre.dtype))
+    slope = rectangle((pre - threshold) / bandwidth) / bandwidth
+    return active + surrogate(slope, pre, threshold, ste_to_input)
+
+
+def rectangle(z: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """The kernel of the estimators: 1 where |z| < 1/2, else 0."""
+    return (jnp.abs(z) < 0.5).astype(z.dtype)
+
+
+def surrogate(
+    slope: Float[Array, "*batch d_sae"],
+    pre: Float[Array, "*batch d_sae"],
+    threshold: Float[Array, "*#d_sae"],
+    ste_to_input: bool,
+) -> Float[Array, "*batch d_sae"]:
+    """A zero whose derivative by `threshold` is `-slope`, and by `pre` `slope` where `ste_to_input`."""
+    stop = jax.lax.stop_gradient
+    zero = threshold - stop(threshold)
+    if ste_to_input:
+        zero = zero - (pre - stop(pre))
+    return -stop(slope) * zero

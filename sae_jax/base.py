@@ -4,8 +4,10 @@ import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from math import inf
 from typing import Any, NamedTuple
 
+import jax
 from jaxtyping import Array, Bool, Float, Int, Scalar
 
 Params = dict[str, Any]
@@ -25,10 +27,13 @@ def require(condition: bool, sentence: str) -> None:
 
 
 class Batch(NamedTuple):
-    """What one step sees. `y` is what the decoder should give: `x` itself, or a transcoder's target."""
+    """What one step sees. `y` is what the decoder should give: `x` itself, or a transcoder's target.
 
-    x: Float[Array, "batch d_in"]
-    y: Float[Array, "batch d_out"]
+    A crosscoder's rows are [sources, d_in]; everyone else's [d_in].
+    """
+
+    x: Float[Array, "batch *d_in"]
+    y: Float[Array, "batch *d_out"]
 
 
 class Progress(NamedTuple):
@@ -54,13 +59,14 @@ class Info(NamedTuple):
 class SAE:
     """Four pure functions and the call that made them; hashable by identity, so it may be static to `jit`.
 
-    `init(key, dtype) -> params`, `encode(params, x) -> f`, `decode(params, f) -> x_hat`,
-    `loss(params, batch, progress) -> (scalar, Info)`.
+    `init(key, dtype) -> params`, `encode(params, x) -> f`, `decode(params, f, x) -> x_hat`,
+    `loss(params, batch, progress) -> (scalar, Info)`. To `decode`, `x` is the input that `f` was encoded
+    from; only a skip connection looks at it, and without it gives the decoder's part alone.
     """
 
     init: Callable[..., Params]
     encode: Callable[[Params, Float[Array, "*batch d_in"]], Float[Array, "*batch d_sae"]]
-    decode: Callable[[Params, Float[Array, "*batch d_sae"]], Float[Array, "*batch d_out"]]
+    decode: Callable[..., Float[Array, "*batch d_out"]]
     loss: Callable[[Params, Batch, Progress], tuple[Scalar, Info]]
     config: dict[str, Any] = field(default_factory=dict)
     """`{"architecture": name, argument: value, ...}`: enough to build the same SAE again."""
@@ -74,6 +80,35 @@ class TrainState(NamedTuple):
     progress: Progress
 
 
+def known(value: Any) -> bool:
+    """Whether a number is here to be looked at, and not an abstract one that is being traced."""
+    return not isinstance(value, jax.core.Tracer)
+
+
+def require_weight(name: str, value: Any) -> None:
+    """A penalty's weight is finite and not negative."""
+    require(not known(value) or 0 <= value < inf, f"{name} must be finite and not negative, got {value}")
+
+
+def require_positive(name: str, value: Any) -> None:
+    """A number that is divided by, or is a power, lies above 0; None is left out."""
+    good = value is None or not known(value) or 0 < value < inf
+    require(good, f"{name} must be finite and above 0, got {value}")
+
+
+def require_target(target_l0: Any, d_sae: int) -> None:
+    """A target L0 lies above 0 and at most at the number of latents; None is no target."""
+    good = target_l0 is None or not known(target_l0) or 0 < target_l0 <= d_sae
+    require(good, f"target_l0 must be above 0 and at most d_sae = {d_sae}, got {target_l0}")
+
+
+def require_k(k: Any, d_sae: int, whole: bool) -> None:
+    """The k of a TopK lies above 0 and at most at the number of latents."""
+    if known(k):
+        require(0 < k <= d_sae, f"k must be above 0 and at most d_sae = {d_sae}, got {k}")
+        require(not whole or k == int(k), f"k must be a whole number, got {k}")
+
+
 def architecture(build: Callable[..., SAE]) -> Callable[..., SAE]:
     """Make `build` note its own name and arguments in the `config` of the SAE it returns."""
     signature = inspect.signature(build)
@@ -82,10 +117,14 @@ def architecture(build: Callable[..., SAE]) -> Callable[..., SAE]:
     def factory(*args, **kwargs) -> SAE:
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
+        arguments = dict(bound.arguments)
+        for parameter in signature.parameters.values():
+            if parameter.kind is parameter.VAR_KEYWORD:
+                arguments |= arguments.pop(parameter.name)
         for name in ("d_in", "d_sae"):
-            size = bound.arguments[name]
+            size = arguments[name]
             require(size >= 1, f"{name} must be at least 1, got {size}")
             require(size < 2**31, f"{name} must be below 2^31, got {size}")
-        return replace(build(*args, **kwargs), config={"architecture": build.__name__, **bound.arguments})
+        return replace(build(*args, **kwargs), config={"architecture": build.__name__, **arguments})
 
     return factory

@@ -42,7 +42,9 @@ def measure(sae: SAE, params: Params, batch: Batch, centre: Float[Array, "d"]) -
     """The sums of one batch, in float32 or better whatever the precision of the SAE."""
     f = sae.encode(params, batch.x)
     exact = jnp.promote_types(jnp.result_type(f, batch.y), jnp.float32)
-    f, x_hat, y = (array.astype(exact) for array in (f, sae.decode(params, f), batch.y))
+    # a crosscoder's sources side by side
+    x_hat, y = (array.reshape(len(f), -1) for array in (sae.decode(params, f, batch.x), batch.y))
+    f, x_hat, y = (array.astype(exact) for array in (f, x_hat, y))
     error = jnp.square(x_hat - y).sum(axis=-1)
     centred = y - centre
     norm, norm_hat = jnp.linalg.norm(y, axis=-1), jnp.linalg.norm(x_hat, axis=-1)
@@ -99,7 +101,7 @@ def stream(measure_batch: Callable[[Batch, Array], Sums], batches: Iterable[Batc
     """
     total, centre = None, None
     for batch in batches:
-        centre = batch.y.mean(axis=0) if centre is None else centre
+        centre = batch.y.mean(axis=0).reshape(-1) if centre is None else centre
         sums = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), measure_batch(batch, centre))
         total = sums if total is None else jax.tree.map(np.add, total, sums)
     if total is None:

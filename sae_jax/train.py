@@ -58,8 +58,8 @@ def make_step(sae: SAE, optimizer: optax.GradientTransformation) -> Step:
 
         grads = d loss / d params;  params <- params + optimizer(grads);  assigned leaves are put in place
 
-    An optimizer that wants more than gradients (resampling, say) is handed `batch`, `progress` and
-    `value` as optax extra arguments.
+    An optimizer that wants more than gradients (resampling, say) is handed `batch`, `progress`, `value`
+    and `sae` as optax extra arguments.
 
     Args:
       sae: the model.
@@ -78,7 +78,7 @@ def make_step(sae: SAE, optimizer: optax.GradientTransformation) -> Step:
         params, opt_state, progress = state
         (value, info), grads = jax.value_and_grad(sae.loss, has_aux=True)(params, batch, progress)
         updates, opt_state = optimizer.update(
-            grads, opt_state, params, batch=batch, progress=progress, value=value
+            grads, opt_state, params, batch=batch, progress=progress, value=value, sae=sae
         )
         params = {**cast(Params, optax.apply_updates(params, updates)), **info.assigned}
         since_fired = jnp.where(info.fired, 0, progress.since_fired + 1)
@@ -86,6 +86,16 @@ def make_step(sae: SAE, optimizer: optax.GradientTransformation) -> Step:
         return state, {**info.logs, "loss": value}
 
     return step
+
+
+def trained_params(state: TrainState) -> Params:
+    """The weights that a run leaves: the average where `transforms.average_weights` keeps one.
+
+    Args:
+      state: of a run, or of a sweep's members.
+    """
+    average = optax.tree_utils.tree_get(state.opt_state, "average")
+    return state.params if average is None else average
 
 
 def stacked(logs: dict[str, Array]) -> Float[Array, "logs *members"]:

@@ -22,19 +22,23 @@ class TrainedSAE(NamedTuple):
     sae: SAE
     params: Params
 
-    def encode(self, x: Float[Array | np.ndarray, "*batch d_in"]) -> Float[Array, "*batch d_sae"]:
+    def encode(self, x: Float[Array | np.ndarray, "*batch d_in"]) -> Float[Array, "*rows d_sae"]:
         """Features of `x`."""
         d_in = self.sae.config.get("d_in", x.shape[-1])
         require(x.shape[-1] == d_in, f"this SAE reads {d_in} columns, got {x.shape[-1]}")
         return jax.jit(self.sae.encode)(self.params, x)
 
-    def decode(self, f: Float[Array | np.ndarray, "*batch d_sae"]) -> Float[Array, "*batch d_out"]:
-        """Reconstruction from features."""
-        return jax.jit(self.sae.decode)(self.params, f)
+    def decode(
+        self,
+        f: Float[Array | np.ndarray, "*batch d_sae"],
+        x: Float[Array | np.ndarray, "*batch_and_d_in"] | None = None,
+    ) -> Float[Array, "*batch_and_d_out"]:
+        """Reconstruction from features; a skip connection adds its part where `x` is given."""
+        return jax.jit(self.sae.decode)(self.params, f, x)
 
-    def __call__(self, x: Float[Array | np.ndarray, "*batch d_in"]) -> Float[Array, "*batch d_out"]:
+    def __call__(self, x: Float[Array | np.ndarray, "*batch d_in"]) -> Float[Array, "*batch_and_d_out"]:
         """Reconstruction of `x`."""
-        return self.decode(self.encode(x))
+        return self.decode(self.encode(x), x)
 
     def save(self, folder: str | Path) -> None:
         """Write `cfg.json` and `sae_weights.safetensors`, the layout that SAELens reads."""

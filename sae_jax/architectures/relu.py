@@ -1,16 +1,11 @@
 """The ReLU SAE with an L1 penalty: the seed's, and by its arguments the field's."""
 
-from math import inf
-
-import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Shaped
 
-from sae_jax import losses
-from sae_jax.activations import relu as rectify
-from sae_jax.base import SAE, Info, architecture, require
-from sae_jax.linear import matmul
+from sae_jax import activations, control, initialisation, linear, losses
+from sae_jax.base import SAE, Info, architecture, require_positive, require_target, require_weight
 
 
 @architecture
@@ -19,16 +14,24 @@ def relu(
     d_sae: int,
     *,
     l1: float | Shaped[Array, ""] = 0.1,
+    target_l0: float | Shaped[Array, ""] | None = None,
+    l1_warmup: int | Shaped[Array, ""] = 0,
+    p: float | Shaped[Array, ""] = 1.0,
+    p_end: float | Shaped[Array, ""] | None = None,
+    p_anneal: tuple[int, int] = (0, 1),
+    lp_root: bool = False,
     mean_features: bool = True,
     decoder_norm_l1: bool = False,
     apply_b_dec_to_input: bool = False,
     tied: bool = False,
+    decoder_init_norm: float | None = None,
+    reconstruction: losses.Reconstruction | None = None,
 ) -> SAE:
     """Sparse autoencoder with ReLU features and an L1 penalty.
 
         f     = ReLU(x W_enc + b_enc)            (x - b_dec in place of x where apply_b_dec_to_input)
         x_hat = f W_dec + b_dec
-        loss  = mean (x_hat - x)^2 + l1 mean |f| (|f_i| |W_dec_i| where decoder_norm_l1)
+        loss  = mean (x_hat - x)^2 + l1 mean |f|^p       (|f_i| |W_dec_i| where decoder_norm_l1)
 
     The defaults are the seed's: untied plain linear layers drawn as `torch.nn.Linear` draws them, both
     means over every element, no constraint on the decoder. A decoder that is free can shrink `f` and
@@ -38,17 +41,27 @@ def relu(
     Args:
       d_in: width of the activations.
       d_sae: number of latents.
-      l1: weight of the penalty, at least 0; may be traced.
+      l1: weight of the penalty, at least 0; may be traced, as every number below that sets no shape.
+      target_l0: mean number of active latents to arrive at; the penalty's weight then starts at `l1` and is
+        steered (`control.steer`), and kept as the leaf `log_penalty`.
+      l1_warmup: steps over which the penalty rises from 0.
+      p: the exponent of the penalty; with `p_end` its first value.
+      p_end: its last, reached linearly between the two steps of `p_anneal` (p-annealing); meanwhile the
+        weight is rescaled so that the penalty does not jump, in the leaf `log_penalty` too.
+      p_anneal: the steps between which p moves.
+      lp_root: the norm (sum |f|^p)^(1/p) in place of sum |f|^p.
       mean_features: average both terms over features too (the seed); False sums them (SAELens, papers).
       decoder_norm_l1: weigh each latent's penalty by the norm of its decoder row.
       apply_b_dec_to_input: subtract `b_dec` from the input (the pre-encoder bias).
       tied: use `W_dec` transposed as the encoder; `params` then has no `W_enc`.
+      decoder_init_norm: start from decoder rows of that norm, the encoder their transpose, biases 0.
+      reconstruction: how the reconstruction is judged; None for the squared error after `mean_features`.
 
     Returns:
       An `SAE`. Params: `W_enc` [d_in, d_sae], `b_enc` [d_sae], `W_dec` [d_sae, d_in], `b_dec` [d_in].
 
     Raises:
-      InputError: a size under 1, or a negative `l1`.
+      InputError: a size under 1, a negative `l1`, a `target_l0` outside (0, d_sae], a `p` not above 0.
 
     Example:
       >>> sae = relu(d_in=4, d_sae=6, l1=0.1)
@@ -57,39 +70,50 @@ def relu(
       (8, 6)
 
     Source: Cunningham et al. 2023 (arXiv 2309.08600), section 2; Bricken et al. 2023, "Towards
-    Monosemanticity"; decoder-norm weights: Anthropic, Circuits Updates April 2024.
+    Monosemanticity"; decoder-norm weights: Anthropic, Circuits Updates April 2024; p-annealing: Karvonen
+    et al. 2024 (arXiv 2408.00113).
     """
-    require(isinstance(l1, jax.Array) or 0 <= l1 < inf, f"l1 must be finite and not negative, got {l1}")
+    require_weight("l1", l1)
+    require_target(target_l0, d_sae)
+    require_positive("p", p)
+    require_positive("p_end", p_end)
+    annealed = p_end is not None
+    reconstruct = reconstruction or (losses.averaged if mean_features else losses.summed)
 
     def init(key, dtype=jnp.float32):
-        # U(+-1/sqrt(fan_in)) for every weight and bias, as torch.nn.Linear; in one draw, because each
-        # further one takes a third of a second to compile
-        draws = jax.random.uniform(key, ((d_in + 1) * d_sae + (d_sae + 1) * d_in,), dtype, -1, 1)
-        encoder, decoder = jnp.split(draws, [(d_in + 1) * d_sae])
-        encoder = encoder.reshape(d_in + 1, d_sae) * d_in**-0.5
-        decoder = decoder.reshape(d_sae + 1, d_in) * d_sae**-0.5
-        params = {"W_enc": encoder[:-1], "b_enc": encoder[-1], "W_dec": decoder[:-1], "b_dec": decoder[-1]}
-        return {name: leaf for name, leaf in params.items() if not (tied and name == "W_enc")}
+        if decoder_init_norm is None:
+            params = initialisation.linear_layers(key, d_in, d_sae, dtype)
+        else:
+            params = initialisation.tied_rows(key, d_in, d_sae, decoder_init_norm, dtype)
+        if tied:
+            del params["W_enc"]
+        return control.steered(params, dtype) if annealed or target_l0 is not None else params
 
     def encode(params, x):
-        W_enc = params["W_dec"].T if tied else params["W_enc"]
-        # x - b_dec
-        centred = x - params["b_dec"] if apply_b_dec_to_input else x
         # f = ReLU(x W_enc + b_enc)
-        return rectify(matmul(centred, W_enc) + params["b_enc"])
+        return activations.relu(linear.pre_activations(params, x, apply_b_dec_to_input))
 
-    def decode(params, f):
-        # x_hat = f W_dec + b_dec
-        return matmul(f, params["W_dec"]) + params["b_dec"]
+    def penalty(f, norms, exponent):
+        if not annealed and isinstance(exponent, float | int) and exponent == 1:
+            return losses.l1(f, norms, mean_features)
+        return losses.lp(f, exponent, norms, mean_features, lp_root)
 
     def loss(params, batch, progress):
         f = encode(params, batch.x)
-        # mean (x_hat - x)^2
-        reconstruction = losses.squared_error(decode(params, f), batch.y, mean_features)
-        # mean |f_i| |W_dec_i|
+        # mean (x_hat - x)^2,   x_hat = f W_dec + b_dec
+        _, error = reconstruct(params, f, batch)
+        # mean |f_i|^p |W_dec_i|^p
         norms = optax.safe_norm(params["W_dec"], 0.0, axis=-1) if decoder_norm_l1 else None
-        sparsity = losses.l1(f, norms, mean_features)
-        logs = {"reconstruction": reconstruction, "sparsity": sparsity, "l0": losses.l0(f)}
-        return reconstruction + l1 * sparsity, Info(logs, fired=(f > 0).any(axis=0), assigned={})
+        exponent, following = (
+            control.anneal(progress.step + i, p, p_end, *p_anneal) if annealed else p for i in (0, 1)
+        )
+        sparsity, l0 = penalty(f, norms, exponent), losses.l0(f)
+        weight, factor, assigned = l1 * control.warmup(progress.step, l1_warmup), 1, {}
+        if target_l0 is not None:
+            factor, assigned = control.steer(params, l0, target_l0)
+        elif annealed:
+            factor, assigned = control.continued(params, sparsity, penalty(f, norms, following))
+        logs = {"reconstruction": error, "sparsity": sparsity, "l0": l0}
+        return error + weight * factor * sparsity, Info(logs, fired=(f > 0).any(axis=0), assigned=assigned)
 
-    return SAE(init, encode, decode, loss)
+    return SAE(init, encode, linear.decode, loss)
