@@ -26,8 +26,8 @@ from sae_jax.base import SAE, Batch, Info, InputError, Params, Progress, TrainSt
 from sae_jax.data import in_memory, read_array
 from sae_jax.grid import grid, zipped
 from sae_jax.metrics import evaluate
-from sae_jax.result import SweepResult
-from sae_jax.sweep import Look, sweep
+from sae_jax.result import SweepResult, join
+from sae_jax.sweep import Group, Look, sweep, sweep_all
 from sae_jax.train import Stopped, init, make_step, run, run_resumable
 from sae_jax.trained import TrainedSAE, load
 
@@ -36,6 +36,7 @@ __version__ = "0.1.0"
 __all__ = [
     "SAE",
     "Batch",
+    "Group",
     "Info",
     "InputError",
     "Look",
@@ -57,6 +58,7 @@ __all__ = [
     "in_memory",
     "init",
     "initialisation",
+    "join",
     "jumprelu",
     "load",
     "losses",
@@ -69,6 +71,7 @@ __all__ = [
     "run",
     "run_resumable",
     "sweep",
+    "sweep_all",
     "synthetic",
     "topk",
     "transcoder",

@@ -84,7 +84,7 @@ def topk(
 
 
 def batch_topk(
-    pre: Float[Array, "batch d_sae"], k: Number, k_max: int | None = None
+    pre: Float[Array, "batch d_sae"], k: Number, k_max: int | float | None = None
 ) -> Float[Array, "batch d_sae"]:
     """Keep the `floor(k n)` largest rectified pre-activations of a batch of n rows.
 

@@ -89,7 +89,8 @@ def fvu(
     """
     dead = progress.since_fired > dead_after
     error = jnp.square(decode(top_dead(relu(pre), dead, k_aux)) - jax.lax.stop_gradient(residual)).sum()
-    return scale(dead, k_aux, pre.dtype) * error / jnp.square(y - y.mean(axis=0)).sum()
+    spread = jnp.square(y - y.mean(axis=0)).sum()
+    return scale(dead, k_aux, pre.dtype) * error / jnp.where(spread > 0, spread, 1)
 
 
 def attached(

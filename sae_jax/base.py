@@ -87,26 +87,27 @@ def known(value: Any) -> bool:
 
 def require_weight(name: str, value: Any) -> None:
     """A penalty's weight is finite and not negative."""
-    require(not known(value) or 0 <= value < inf, f"{name} must be finite and not negative, got {value}")
+    good = not known(value) or bool(0 <= value < inf)
+    require(good, f"{name} must be finite and not negative, got {value}")
 
 
 def require_positive(name: str, value: Any) -> None:
     """A number that is divided by, or is a power, lies above 0; None is left out."""
-    good = value is None or not known(value) or 0 < value < inf
+    good = value is None or not known(value) or bool(0 < value < inf)
     require(good, f"{name} must be finite and above 0, got {value}")
 
 
 def require_target(target_l0: Any, d_sae: int) -> None:
     """A target L0 lies above 0 and at most at the number of latents; None is no target."""
-    good = target_l0 is None or not known(target_l0) or 0 < target_l0 <= d_sae
+    good = target_l0 is None or not known(target_l0) or bool(0 < target_l0 <= d_sae)
     require(good, f"target_l0 must be above 0 and at most d_sae = {d_sae}, got {target_l0}")
 
 
 def require_k(k: Any, d_sae: int, whole: bool) -> None:
     """The k of a TopK lies above 0 and at most at the number of latents."""
     if known(k):
-        require(0 < k <= d_sae, f"k must be above 0 and at most d_sae = {d_sae}, got {k}")
-        require(not whole or k == int(k), f"k must be a whole number, got {k}")
+        require(bool(0 < k <= d_sae), f"k must be above 0 and at most d_sae = {d_sae}, got {k}")
+        require(not whole or bool(k == int(k)), f"k must be a whole number, got {k}")
 
 
 def architecture(build: Callable[..., SAE]) -> Callable[..., SAE]:

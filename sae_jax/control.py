@@ -12,16 +12,17 @@ INTEGRAL, PROPORTIONAL = 0.01, 1.0
 
 
 def warmup(step: Int[Array, ""], steps: Number) -> Scalar:
-    """A factor that rises linearly from 0 at step 0 to 1 at step `steps`: `min(step / steps, 1)`; 1 for 0 steps.
+    """A factor that rises linearly from 0 at step 0 to 1 at step `steps`: `min(step / steps, 1)`.
 
-    SAELens and dictionary_learning warm their sparsity penalties up so.
+    With 0 steps it is 1. SAELens and dictionary_learning warm their sparsity penalties up so.
     """
-    return jnp.where(step < steps, step / jnp.maximum(steps, 1), 1)
+    # whole numbers over whole numbers would be float32 in double precision too
+    return jnp.where(step < steps, step.astype(float) / jnp.maximum(steps, 1), 1)
 
 
 def anneal(step: Int[Array, ""], first: Number, last: Number, start: Number, end: Number) -> Scalar:
     """A value that is `first` up to step `start`, goes linearly to `last` at step `end`, and stays there."""
-    share = jnp.clip((step - start) / jnp.maximum(end - start, 1), 0, 1)
+    share = jnp.clip((step - start).astype(float) / jnp.maximum(end - start, 1), 0, 1)
     return first + (last - first) * share
 
 
@@ -47,6 +48,28 @@ def steer(params: Params, l0: Scalar, target_l0: Number) -> tuple[Scalar, Params
     log_penalty = jax.lax.stop_gradient(params["log_penalty"])
     factor = jnp.exp(log_penalty + PROPORTIONAL * error)
     return factor, {"log_penalty": (log_penalty + INTEGRAL * error).astype(log_penalty.dtype)}
+
+
+def penalty_weight(
+    params: Params, step: Int[Array, ""], l0: Scalar, weight: Number, steps: Number, target_l0: Number | None
+) -> tuple[Scalar, Params]:
+    """The weight of a sparsity penalty at a step: warmed up, and steered where there is a target.
+
+        weight(step) = weight warmup(step, steps) steer(L0, target_l0)
+
+    Args:
+      params: hold the leaf `log_penalty` where there is a target.
+      step: steps done.
+      l0: of this batch; the weight is of its dtype.
+      weight: as the user gave it.
+      steps: of the warm-up.
+      target_l0: or None.
+
+    Returns:
+      The weight, and the leaves to assign.
+    """
+    factor, assigned = (1, {}) if target_l0 is None else steer(params, l0, target_l0)
+    return (weight * warmup(step, steps) * factor).astype(l0.dtype), assigned
 
 
 def continued(params: Params, now: Scalar, following: Scalar) -> tuple[Scalar, Params]:

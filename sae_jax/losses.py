@@ -131,7 +131,8 @@ def averaged(params: Params, f: Float[Array, "batch d_sae"], batch: Batch) -> tu
 def unexplained(params: Params, f: Float[Array, "batch d_sae"], batch: Batch) -> tuple[Array, Scalar]:
     """`sum (x_hat - y)^2 / sum (y - mean_b y)^2`, the fraction of variance unexplained: sparsify."""
     x_hat = decode(params, f, batch.x)
-    return x_hat, jnp.square(x_hat - batch.y).sum() / jnp.square(batch.y - batch.y.mean(axis=0)).sum()
+    spread = jnp.square(batch.y - batch.y.mean(axis=0)).sum()
+    return x_hat, jnp.square(x_hat - batch.y).sum() / jnp.where(spread > 0, spread, 1)
 
 
 def nested(prefixes: Sequence[int], weights: Sequence[float]) -> Reconstruction:

@@ -13,10 +13,10 @@ import psutil
 from jaxtyping import Array, Shaped
 
 from sae_jax import metrics
-from sae_jax.base import SAE, Batch, InputError, Params, TrainState, require
+from sae_jax.base import SAE, Batch, InputError, TrainState, require
 from sae_jax.data import Source
 from sae_jax.grid import Grid
-from sae_jax.train import init, make_step
+from sae_jax.train import init, make_step, trained_params
 
 SHARE_OF_MEMORY = 0.5
 """How much of the free memory a chunk of members may fill."""
@@ -107,8 +107,8 @@ def program_of(factory, optimizer, names: tuple[str, ...], dtype) -> Program:
     def step(hyper, state: TrainState, batch: Batch):
         return make_step(*build(hyper))(state, batch)
 
-    def measure(hyper, params: Params, batch: Batch, centre):
-        return metrics.measure(build(hyper)[0], params, batch, centre)
+    def measure(hyper, state: TrainState, batch: Batch, centre):
+        return metrics.measure(build(hyper)[0], trained_params(state), batch, centre)
 
     def vmapped_step(state: Members, batch: Batch):
         train, logs = jax.vmap(step, in_axes=(0, 0, None))(state.hyper, state.train, batch)
@@ -123,15 +123,40 @@ def program_of(factory, optimizer, names: tuple[str, ...], dtype) -> Program:
         vmapped_step,
         jax.jit(
             lambda state, batch, centre: jax.vmap(measure, in_axes=(0, 0, None, None))(
-                state.hyper, state.train.params, batch, centre
+                state.hyper, state.train, batch, centre
             )
         ),
     )
 
 
+def arguments_of(factory: Callable[..., SAE]) -> dict[str, inspect.Parameter]:
+    """The arguments that a factory takes by name, those it hands on to another (`of=topk`) among them."""
+    parameters = dict(inspect.signature(factory).parameters)
+    for parameter in list(parameters.values()):
+        if parameter.kind is parameter.VAR_KEYWORD:
+            del parameters[parameter.name]
+            inner = parameters["of"].default if "of" in parameters else None
+            parameters = {**(arguments_of(inner) if callable(inner) else {}), **parameters}
+    return parameters
+
+
+def bounded(factory: Callable[..., SAE], grid: Grid) -> Callable[..., SAE]:
+    """The factory with `k_max` set to the largest `k` of the grid, and so for any argument NAME_max.
+
+    What bounds a traced argument is static, and only the grid knows it.
+    """
+    arguments = arguments_of(factory)
+    bounds = {
+        f"{name}_max": column.max().item()
+        for name, column in grid.items()
+        if name in arguments and f"{name}_max" in arguments and arguments[f"{name}_max"].default is None
+    }
+    return partial(factory, **bounds) if bounds else factory
+
+
 def _route(factory, optimizer, names: Iterable[str]) -> tuple[tuple[str, ...], dict[str, str]]:
     """Which axes the factory takes, and under which name the optimizer takes the others."""
-    ours = set(inspect.signature(factory).parameters)
+    ours = set(arguments_of(factory))
     is_chain = isinstance(optimizer, optax.GradientTransformation)
     parameters = {} if is_chain else dict(inspect.signature(optimizer).parameters)
     theirs = {name: name for name in parameters}
@@ -163,15 +188,22 @@ def _try(program: Program, grid: Grid, source: Source) -> None:
     batch = jax.eval_shape(lambda: source.batch(jnp.int32(0)))
     concrete = {name: column[0].item() for name, column in grid.items()}
     sae, _ = program.build(concrete)
-    width = batch.x.shape[1]
+    width = batch.x.shape[-1]
     d_in = sae.config.get("d_in", width)
     require(d_in == width, f"the factory's d_in is {d_in}, but the source's rows have {width} columns")
-    shape = jax.eval_shape(
-        lambda x: sae.decode(p := sae.init(jax.random.key(0)), sae.encode(p, x)), batch.x
-    ).shape
+
+    def both(x):
+        params = sae.init(jax.random.key(0))
+        f = sae.encode(params, x)
+        return f, sae.decode(params, f, x)
+
+    f, x_hat = jax.eval_shape(both, batch.x)
     require(
-        shape == batch.y.shape,
-        f"the SAE gives {shape[-1]} columns, but the source's targets have {batch.y.shape[-1]}",
+        f.ndim == 2, f"rows of {list(batch.x.shape[1:])} are for a crosscoder; this SAE reads one vector each"
+    )
+    require(
+        x_hat.shape == batch.y.shape,
+        f"the SAE gives {x_hat.shape[-1]} columns, but the source's targets have {batch.y.shape[-1]}",
     )
     rows = program.to_device({name: column[:1] for name, column in grid.items()})
     traced = {name: jax.ShapeDtypeStruct((), column.dtype) for name, column in rows.items()}
@@ -212,7 +244,7 @@ def members_that_fit(program: Program, grid: Grid, source: Source) -> int:
     weights = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state.train.params))
     d_sae = state.train.progress.since_fired.shape[-1]
     # features, pre-activations and their gradients; reconstruction, error and its gradient
-    rows = batch.x.shape[0] * (4 * d_sae + 3 * batch.y.shape[1]) * state.train.params["W_dec"].dtype.itemsize
+    rows = (4 * batch.x.shape[0] * d_sae + 3 * batch.y.size) * state.train.params["W_dec"].dtype.itemsize
     return max(1, int(SHARE_OF_MEMORY * free_memory() // (2 * held + 2 * weights + rows)))
 
 

@@ -55,7 +55,9 @@ def dictionary_learning(
         W_dec_i <- x_b / |x_b|;   W_enc_i <- 0.2 mean_live |W_enc| x_b;   b_enc_i <- 0
 
     That the encoder row takes x_b as it is, rather than at norm 1 as in the paper, is that library's way:
-    with inputs of norm 30, revived latents start thirty times too strong.
+    with inputs of norm 30, revived latents start thirty times too strong. Steps are counted from 0, and it
+    happens at the end of step `every`, one later than by the count of steps done: there the learning rate,
+    whose warm-up starts again with it, is 0.
 
     Args:
       optimizer: the chain around which this goes.
@@ -65,11 +67,11 @@ def dictionary_learning(
     Source: saprmarks/dictionary_learning, `trainers/standard.py`.
     """
     silent = every // 2 if dead_after is None else dead_after
-    return _resampling(optimizer, every, None, silent, power=1.0, unit_inputs=False)
+    return _resampling(optimizer, every, None, silent, power=1.0, unit_inputs=False, late=1)
 
 
 def _resampling(
-    optimizer, every: int, last: int | None, dead_after: int, power: float, unit_inputs: bool
+    optimizer, every: int, last: int | None, dead_after: int, power: float, unit_inputs: bool, late: int = 0
 ) -> optax.GradientTransformationExtraArgs:
     inner = optax.with_extra_args_support(optimizer)
 
@@ -93,8 +95,8 @@ def _resampling(
             return updates, _without_moments(state, params, replaced)
 
         # a step counts as done here, so that the first resampling comes after `every` of them
-        done = progress.step + 1
-        due = (done % every == 0) & (True if last is None else done <= last)
+        done = progress.step + 1 - late
+        due = (done > 0) & (done % every == 0) & (True if last is None else done <= last)
         return jax.lax.cond(due, resample, lambda *unchanged: unchanged, updates, state)
 
     return optax.GradientTransformationExtraArgs(inner.init, update)

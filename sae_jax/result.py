@@ -3,7 +3,7 @@
 import csv
 import json
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from zipfile import BadZipFile
@@ -19,20 +19,50 @@ COLUMNS = ("loss", "mse", "l0", "explained_variance", "dead_fraction")
 """Metrics in the table, in order, between the hyper-parameters and the status."""
 
 
+class Part(NamedTuple):
+    """Members whose weights have the same names and shapes."""
+
+    sae: Callable[[int], SAE]
+    """Makes the SAE of the i-th of them."""
+    params: Params
+    """Weights, stacked along a leading axis."""
+    members: np.ndarray
+    """Which rows of the table they are."""
+    finish: Callable[[TrainedSAE], TrainedSAE] = lambda trained: trained
+    """What a member goes through as it is taken, such as the folding of a normalisation."""
+
+    def trained(self, place: int) -> TrainedSAE:
+        """The member at that place of this part."""
+        params = {name: leaf[place] for name, leaf in self.params.items()}
+        return self.finish(TrainedSAE(self.sae(place), params))
+
+
 class SweepResult(NamedTuple):
     """The members of a sweep and what became of them."""
 
-    build: Callable[[dict[str, Any]], SAE]
-    """Makes a member's SAE from its row of the table."""
+    parts: tuple[Part, ...]
+    """The weights: of all members, unless read from a folder that holds fewer."""
     grid: Grid
-    params: Params
-    """Weights of the members in `kept`, stacked along a leading axis."""
-    kept: np.ndarray
-    """Which members' weights are here: all of them, unless read from a folder that holds fewer."""
+    """One row per member; NaN where a member has no such hyper-parameter."""
     metrics: dict[str, np.ndarray]
     """Final metrics by name, [members, ...]; see `metrics.stream` for their definitions."""
     history: dict[str, np.ndarray]
     """Logs by name, [points, members], and `step` [points]."""
+
+    @property
+    def params(self) -> Params:
+        """The weights of all members (those in `kept`), stacked along a leading axis.
+
+        Raises:
+          InputError: the members are of several shapes.
+        """
+        require(len(self.parts) < 2, "these members are of several shapes: take member(i).params")
+        return self.parts[0].params if self.parts else {}
+
+    @property
+    def kept(self) -> np.ndarray:
+        """The members whose weights are here, in order."""
+        return np.sort(np.concatenate([np.array([], int), *(part.members for part in self.parts)]))
 
     @property
     def status(self) -> np.ndarray:
@@ -52,6 +82,16 @@ class SweepResult(NamedTuple):
                 for i in range(wrong.shape[1])
             ]
         )
+
+    @property
+    def groups(self) -> dict[str, np.ndarray]:
+        """The members by architecture, and by width where there are several; none of a single sweep."""
+        if "architecture" not in self.grid:
+            return {}
+        names, widths = self.grid["architecture"].tolist(), self.grid["d_sae"].tolist()
+        several = len(set(widths)) > 1
+        labels = [f"{name} {width}" if several else name for name, width in zip(names, widths, strict=True)]
+        return {label: np.flatnonzero(np.array(labels) == label) for label in dict.fromkeys(labels)}
 
     @property
     def table(self) -> dict[str, np.ndarray]:
@@ -79,10 +119,44 @@ class SweepResult(NamedTuple):
         """
         total = members(self.grid)
         require(0 <= index < total, f"there is no member {index}: this sweep has members 0 to {total - 1}")
-        place = np.flatnonzero(self.kept == index)
-        require(place.size == 1, f"the weights of member {index} were not saved")
-        row = {"member": index, **{name: column[index].item() for name, column in self.grid.items()}}
-        return TrainedSAE(self.build(row), {name: leaf[place[0]] for name, leaf in self.params.items()})
+        for part in self.parts:
+            for place in np.flatnonzero(part.members == index).tolist():
+                return part.trained(place)
+        raise InputError(f"the weights of member {index} were not saved")
+
+    def finished(self, finish: Callable[[TrainedSAE], TrainedSAE]) -> "SweepResult":
+        """The same result, each member going through `finish` as it is taken or saved.
+
+        Example:
+          >>> result.finished(lambda one: TrainedSAE(*normalise.fold(*one, whitening(x))))
+        """
+        return self._replace(parts=tuple(part._replace(finish=finish) for part in self.parts))
+
+    def missed(self, tolerance: float = 0.02) -> list[str]:
+        """The members that have a target L0 and did not arrive at it, each as a sentence.
+
+        Args:
+          tolerance: how far off is still there, as a share of the target.
+
+        Returns:
+          Sentences that name the member, the target, what was reached, and why that may be.
+        """
+        told = []
+        for part in self.parts:
+            for place, index in enumerate(part.members.tolist()):
+                target, l0 = part.sae(place).config.get("target_l0"), float(self.metrics["l0"][index])
+                if target is None or self.status[index] != "ok" or abs(l0 - target) <= tolerance * target:
+                    continue
+                why = (
+                    "the penalty had no time to work, or the learning rate is too small for its threshold"
+                    if l0 > target
+                    else "latents died under the penalty, or the data need no more features than that"
+                )
+                told.append(
+                    f"member {index} reached an L0 of {l0:.3g}, not its target {target:.3g}: {why}; "
+                    "train longer, or start from another weight"
+                )
+        return told
 
     def best(self, by: str = "mse", at_most: dict[str, float] | None = None) -> int:
         """The member with the least of one column, among those that keep to bounds and did not diverge.
@@ -111,12 +185,13 @@ class SweepResult(NamedTuple):
             raise InputError(f"no member keeps to {bounds or 'a finite value'}: {reached or 'all diverged'}")
         return int(np.where(allowed, self._column(by), np.inf).argmin())
 
-    def frontier(self, x: str = "l0", y: str = "fvu") -> np.ndarray:
+    def frontier(self, x: str = "l0", y: str = "fvu", among: np.ndarray | None = None) -> np.ndarray:
         """The Pareto frontier: members that no other beats in both columns, each to be made small.
 
         Args:
           x: one column, sparsity.
           y: the other, infidelity.
+          among: the members to look at; None for all.
 
         Returns:
           Member indices in order of `x`. Members that diverged are not among them; of equals the first is.
@@ -126,6 +201,7 @@ class SweepResult(NamedTuple):
         """
         xs, ys = self._column(x), self._column(y)
         fit = np.flatnonzero((self.status == "ok") & np.isfinite(xs) & np.isfinite(ys))
+        fit = fit if among is None else np.intersect1d(fit, among)
         order = fit[np.lexsort((ys[fit], xs[fit]))]
         least_before = np.minimum.accumulate(np.concatenate([[np.inf], ys[order]]))[:-1]
         return order[ys[order] < least_before]
@@ -190,9 +266,7 @@ class SweepResult(NamedTuple):
             with (folder / "metrics.csv").open(newline="") as file:
                 rows = list(csv.DictReader(file))
             axes = about["axes"]
-            grid = {
-                name: np.array([float(row[name]) for row in rows]).astype(kind) for name, kind in axes.items()
-            }
+            grid = {name: _read_column([row[name] for row in rows], kind) for name, kind in axes.items()}
             names = set(COLUMNS) - {"loss"}
             metrics = {name: np.array([float(row[name]) for row in rows]) for name in names}
         except (OSError, EOFError, ValueError, KeyError, TypeError, BadZipFile) as error:
@@ -201,14 +275,11 @@ class SweepResult(NamedTuple):
         metrics["fvu"] = 1 - metrics["explained_variance"]
         found = [path for path in (folder / "members").glob("*") if path.name.isdecimal()]
         found.sort(key=lambda path: int(path.name))
-        trained = {int(path.name): TrainedSAE(*formats.read(path)) for path in found}
         return SweepResult(
-            build=lambda row: trained[row["member"]].sae,
-            grid=grid,
-            params=_stack([one.params for one in trained.values()]),
-            kept=np.array(list(trained), int),
-            metrics=metrics,
-            history=history,
+            _parts({int(path.name): TrainedSAE(*formats.read(path)) for path in found}),
+            grid,
+            metrics,
+            history,
         )
 
     def __repr__(self) -> str:
@@ -216,6 +287,87 @@ class SweepResult(NamedTuple):
         return f"SweepResult({told}; {int((self.status == 'ok').sum())} ok)"
 
 
-def _stack(trees: Iterable[Params]) -> Params:
-    trees = list(trees)
-    return {name: np.stack([tree[name] for tree in trees]) for name in trees[0]} if trees else {}
+def join(results: Sequence[SweepResult], labels: Sequence[dict[str, str | int]]) -> SweepResult:
+    """Sweeps of several architectures or widths as one: one table, one frontier.
+
+    Args:
+      results: sweeps of the same number of steps and points.
+      labels: what tells each from the others, such as `{"architecture": "topk", "d_sae": 256}`: the first
+        columns of the table.
+
+    Returns:
+      All members, those of the first result first. A hyper-parameter or log that a member has not is NaN;
+      metrics that are not of one shape (densities of several widths) are left out.
+
+    Raises:
+      InputError: no results, or histories of different steps.
+
+    Example:
+      >>> join([relu_sweep, topk_sweep], [{"architecture": "relu"}, {"architecture": "topk"}]).frontier()
+    """
+    require(len(results) > 0, "there is no result to join")
+    steps = [result.history["step"] for result in results]
+    same = all(np.array_equal(other, steps[0]) for other in steps)
+    require(same, "sweeps are joined that have the same steps and points")
+    counts = [members(result.grid) for result in results]
+    tables = [
+        {**{name: np.full(count, value) for name, value in label.items()}, **result.grid}
+        for result, label, count in zip(results, labels, counts, strict=True)
+    ]
+    offsets = np.cumsum([0, *counts])
+    parts = [
+        part._replace(members=part.members + offset)
+        for result, offset in zip(results, offsets, strict=False)
+        for part in result.parts
+    ]
+    shapes = [{name: leaf.shape[1:] for name, leaf in result.metrics.items()} for result in results]
+    common = [name for name in shapes[0] if all(other.get(name) == shapes[0][name] for other in shapes)]
+    histories = [
+        {name: log.T for name, log in result.history.items() if name != "step"} for result in results
+    ]
+    logs = {name: log.T for name, log in _together(histories, counts).items()}
+    return SweepResult(
+        tuple(parts),
+        _together(tables, counts),
+        {name: np.concatenate([result.metrics[name] for result in results]) for name in common},
+        {"step": steps[0], **logs},
+    )
+
+
+def _together(tables: Sequence[dict[str, np.ndarray]], counts: Sequence[int]) -> dict[str, np.ndarray]:
+    """Columns end to end; NaN, or an empty word, where a table lacks one."""
+    names = dict.fromkeys(name for table in tables for name in table)
+    whole = {}
+    for name in names:
+        like = next(table[name] for table in tables if name in table)
+        lacking = "" if like.dtype.kind == "U" else np.nan
+        whole[name] = np.concatenate(
+            [
+                table[name] if name in table else np.full((count, *like.shape[1:]), lacking)
+                for table, count in zip(tables, counts, strict=True)
+            ]
+        )
+    return whole
+
+
+def _read_column(words: list[str], kind: str) -> np.ndarray:
+    """A column of the table as it was before it was written."""
+    if np.dtype(kind).kind == "U":
+        return np.array(words)
+    return np.array([float(word) for word in words]).astype(kind)
+
+
+def _parts(trained: dict[int, TrainedSAE]) -> tuple[Part, ...]:
+    """Members grouped by the names, shapes and dtypes of their weights."""
+    groups: dict[Any, list[int]] = {}
+    for index, (_, params) in trained.items():
+        alike = tuple((name, leaf.shape, str(leaf.dtype)) for name, leaf in params.items())
+        groups.setdefault(alike, []).append(index)
+    return tuple(
+        Part(
+            lambda place, group=group: trained[group[place]].sae,
+            {name: np.stack([trained[i].params[name] for i in group]) for name in trained[group[0]].params},
+            np.array(group),
+        )
+        for group in groups.values()
+    )

@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,9 +16,9 @@ from sae_jax import checkpoint, metrics
 from sae_jax.base import SAE, require
 from sae_jax.data import Source
 from sae_jax.grid import Grid, members
-from sae_jax.program import checked_program, members_that_fit
-from sae_jax.result import SweepResult
-from sae_jax.train import History, run_resumable
+from sae_jax.program import bounded, checked_program, members_that_fit
+from sae_jax.result import Part, SweepResult, join
+from sae_jax.train import History, run_resumable, trained_params
 
 
 class Look(NamedTuple):
@@ -78,6 +78,7 @@ def sweep(
       ...                source=in_memory(x), steps=500)
       >>> result.table["l0"]
     """
+    factory = bounded(factory, grid)
     program = checked_program(factory, optimizer, grid, source, dtype)
     total = members(grid)
     checkpoints = None if checkpoints is None else Path(checkpoints)
@@ -110,7 +111,9 @@ def sweep(
         measured = metrics.stream(partial(program.measure, state), source.evaluation(evaluate_rows))
         parts.append(
             {
-                "params": {name: np.asarray(leaf)[:size] for name, leaf in state.train.params.items()},
+                "params": {
+                    name: np.asarray(leaf)[:size] for name, leaf in trained_params(state.train).items()
+                },
                 "metrics": {name: value[:size] for name, value in measured.items()},
                 "step": history["step"],
                 "history": {name: log.T[:size] for name, log in history.items() if name != "step"},
@@ -118,14 +121,104 @@ def sweep(
         )
 
     logs = {name: log.T for name, log in _joined(parts, "history").items()}
+    part = Part(
+        lambda place: factory(**{name: grid[name][place].item() for name in program.factory_names}),
+        _joined(parts, "params"),
+        np.arange(total),
+    )
     return SweepResult(
-        build=lambda row: factory(**{name: row[name] for name in program.factory_names}),
-        grid=grid,
-        params=_joined(parts, "params"),
-        kept=np.arange(total),
+        (part,),
+        grid,
         metrics=_joined(parts, "metrics"),
         history={"step": parts[0]["step"], **logs},
     )
+
+
+class Group(NamedTuple):
+    """One of the sweeps that `sweep_all` makes: what differs between them."""
+
+    factory: Callable[..., SAE]
+    optimizer: Callable[..., optax.GradientTransformation] | optax.GradientTransformation
+    grid: Grid
+
+
+def sweep_all(
+    groups: Sequence[Group],
+    *,
+    source: Source,
+    steps: int,
+    dtype=jnp.float32,
+    members_at_once: int | None = None,
+    points: int = 100,
+    evaluate_rows: int = 65_536,
+    look: Callable[[Look], bool | None] | None = None,
+    checkpoints: str | Path | None = None,
+) -> SweepResult:
+    """Sweep several architectures or widths over the same batches: one table, one frontier.
+
+    Each group is one compiled program, trained after the one before.
+
+    Args:
+      groups: a factory, an optimizer and a grid each.
+      checkpoints: a folder; each group gets one of its own in it.
+      source, steps, dtype, members_at_once, points, evaluate_rows, look: as for `sweep`.
+
+    Returns:
+      A `SweepResult` whose first columns are `architecture` and `d_sae`.
+
+    Raises:
+      InputError: no groups, or what `sweep` would say against one of them, before any is compiled.
+      Stopped: `look` asked for the end.
+
+    Example:
+      >>> groups = [Group(partial(relu, 64, 256), optax.adam, grid(l1=[0.01, 0.1], lr=[1e-3])),
+      ...           Group(partial(topk, 64, 256), optax.adam, grid(k=[4, 8], lr=[1e-3]))]
+      >>> sweep_all(groups, source=source, steps=5000).frontier()
+    """
+    require(len(groups) > 0, "there is nothing to sweep: no groups were given")
+    configs = [_first_config(group, source, dtype) for group in groups]
+    sizes = [members(group.grid) for group in groups]
+    results = []
+    for number, group in enumerate(groups):
+        before = sum(sizes[:number])
+
+        def tell(seen: Look, before=before) -> bool | None:
+            return look and look(Look(before * steps + seen.member_steps, sum(sizes) * steps, seen.history))
+
+        results.append(
+            sweep(
+                *group[:2],
+                grid=group.grid,
+                source=source,
+                steps=steps,
+                dtype=dtype,
+                members_at_once=members_at_once,
+                points=points,
+                evaluate_rows=evaluate_rows,
+                look=tell,
+                checkpoints=None if checkpoints is None else Path(checkpoints) / f"group-{number}",
+            )
+        )
+    return join(results, [{name: config[name] for name in ("architecture", "d_sae")} for config in configs])
+
+
+def request_all(groups: Sequence[Group], *, source: Source, steps: int, dtype=jnp.float32) -> dict[str, Any]:
+    """`request` of a single group, or of several: what decides the numbers of `sweep_all`, as JSON."""
+    asked = [
+        request(group.factory, group.optimizer, grid=group.grid, source=source, steps=steps, dtype=dtype)
+        for group in groups
+    ]
+    if len(asked) == 1:
+        return asked[0]
+    shared = {name: asked[0][name] for name in ("steps", "dtype", "batch_size", "data")}
+    return {**shared, "members": sum(one["members"] for one in asked), "groups": asked}
+
+
+def _first_config(group: Group, source: Source, dtype) -> dict[str, Any]:
+    """The config of a group's first member; what can be said against the group is said here."""
+    factory = bounded(group.factory, group.grid)
+    names = checked_program(factory, group.optimizer, group.grid, source, dtype).factory_names
+    return factory(**{name: group.grid[name][0].item() for name in names}).config
 
 
 def _joined(parts: list[dict[str, Any]], what: str) -> dict[str, np.ndarray]:
@@ -169,11 +262,14 @@ def request(
       InputError: whatever `sweep` would say against these arguments.
     """
     require(1 <= steps < 2**31, f"steps must be at least 1 and below 2^31, got {steps}")
-    names = checked_program(factory, optimizer, grid, source, dtype).factory_names
-    config = factory(**{name: grid[name][0].item() for name in names}).config
+    config = _first_config(Group(factory, optimizer, grid), source, dtype)
     made_by = optimizer.func if isinstance(optimizer, partial) else optimizer
     return {
-        "model": {name: str(value) for name, value in config.items() if name not in grid},
+        "model": {
+            name: getattr(value, "__qualname__", str(value))
+            for name, value in config.items()
+            if name not in grid
+        },
         "optimizer": getattr(made_by, "__qualname__", type(made_by).__name__),
         "steps": steps,
         "dtype": str(jnp.dtype(dtype)),

@@ -1,5 +1,6 @@
 """optax transformations for SAE training: constraints go in the optimizer chain, never in the step."""
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -8,10 +9,12 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from sae_jax.activations import Number
-from sae_jax.base import InputError, Params
+from sae_jax.base import InputError, Params, known
 
 
-def unit_norm_decoder(eps: float = 0.0, before_update: bool = False) -> optax.GradientTransformationExtraArgs:
+def unit_norm_decoder(
+    eps: float | None = 0.0, before_update: bool = False
+) -> optax.GradientTransformationExtraArgs:
     """Keep every decoder row at norm 1.
 
         W_dec_i <- (W_dec_i + u_i) / (|W_dec_i + u_i| + eps)      or  W_dec_i / |W_dec_i| + u_i
@@ -20,7 +23,7 @@ def unit_norm_decoder(eps: float = 0.0, before_update: bool = False) -> optax.Gr
     to norm 1 by the first step, whatever they start from.
 
     Args:
-      eps: added to the norm (dictionary_learning adds the dtype's machine epsilon).
+      eps: added to the norm; None for the dtype's machine epsilon, which dictionary_learning adds.
       before_update: normalise the weights before the update and leave it as it is: openai's order.
 
     Returns:
@@ -33,9 +36,10 @@ def unit_norm_decoder(eps: float = 0.0, before_update: bool = False) -> optax.Gr
     """
 
     def constrain(W_dec, update):
+        added = float(jnp.finfo(W_dec.dtype).eps) if eps is None else eps
         if before_update:
-            return unit(W_dec, eps) - W_dec + update
-        return unit(W_dec + update, eps) - W_dec
+            return unit(W_dec, added) - W_dec + update
+        return unit(W_dec + update, added) - W_dec
 
     return _on_leaf("W_dec", constrain, "unit_norm_decoder")
 
@@ -81,10 +85,47 @@ def clip_by_global_norm(max_norm: Number, eps: float = 1e-6) -> optax.GradientTr
     """
 
     def update(updates, state, params=None):
-        factor = jnp.minimum(1, max_norm / (optax.global_norm(updates) + eps))
+        factor = jnp.minimum(1, max_norm / (optax.tree.norm(updates) + eps))
         return jax.tree.map(lambda leaf: leaf * factor.astype(leaf.dtype), updates), state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def scale_by_adam(b1: Number = 0.9, b2: Number = 0.999, eps: float = 1e-8) -> optax.GradientTransformation:
+    """Adam's direction, with bias corrections as exact in float32 as PyTorch's.
+
+        m <- b1 m + (1 - b1) g;   v <- b2 v + (1 - b2) g^2
+        u = m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps)
+
+    `optax.scale_by_adam` takes 1 - b2^t from a b2 that is rounded to float32 first, and so has it wrong by
+    1.3e-5 of itself for 0.999. That alone is most of what parts a float32 run from PyTorch's.
+
+    Args:
+      b1, b2: decay of the moments; where traced, they are rounded as they come.
+      eps: added to the root.
+
+    Source: Kingma and Ba 2015 (arXiv 1412.6980), algorithm 1.
+    """
+    moments = optax.scale_by_adam(b1, b2, eps)
+
+    def risen(decay, count):
+        # 1 - decay^count
+        if not known(decay):
+            return 1 - decay**count
+        return -jnp.expm1(count.astype(float) * (math.log(decay) if decay > 0 else -math.inf))
+
+    def update(updates, state, params=None):
+        count = optax.safe_increment(state.count)
+        mu = optax.tree.update_moment(updates, state.mu, b1, 1)
+        nu = optax.tree.update_moment(updates, state.nu, b2, 2)
+        first, second = risen(b1, count), risen(b2, count)
+
+        def direction(m, v):
+            return m / first.astype(m.dtype) / (jnp.sqrt(v / second.astype(v.dtype)) + eps)
+
+        return jax.tree.map(direction, mu, nu), optax.ScaleByAdamState(count, mu, nu)
+
+    return optax.GradientTransformation(moments.init, update)
 
 
 def trapezoid(warmup: Number = 0, steps: Number = 0, decay: Number = 0, first: float = 0.0) -> optax.Schedule:
@@ -107,8 +148,10 @@ def trapezoid(warmup: Number = 0, steps: Number = 0, decay: Number = 0, first: f
     """
 
     def factor(step):
-        rise = jnp.where(step < warmup, (step + first) / jnp.maximum(warmup, 1), 1)
-        fall = jnp.where(steps - step < decay, (steps - step) / jnp.maximum(decay, 1), 1)
+        # whole numbers over whole numbers would be float32 in double precision too
+        risen, left = jnp.asarray(step + first, float), jnp.asarray(steps - step, float)
+        rise = jnp.where(step < warmup, risen / jnp.maximum(warmup, 1), 1)
+        fall = jnp.where((decay > 0) & (left < decay), left / jnp.maximum(decay, 1), 1)
         return jnp.minimum(rise, fall)
 
     return factor

@@ -9,26 +9,31 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from cases import CASES, Case
+from cases import CASES, THOROUGH, Case
 
 import sae_jax
 from sae_jax import SAE, Batch, Info, TrainedSAE, checkpoint, train
 from sae_jax.architectures import TABLE
 
+EVERYTHING = next(case for case in CASES if case.name == "relu-everything")
+
 every_case = pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
+every_kind = pytest.mark.parametrize("case", THOROUGH, ids=[case.name for case in THOROUGH])
 
-GRID = sae_jax.grid(l1=[0.01, 0.1], lr=[1e-2, 3e-3], seed=range(2))
-FIVE = sae_jax.zipped(l1=[0.0, 0.01, 0.03, 0.1, 0.3], lr=[1e-2, 3e-3, 1e-2, 1e-3, 5e-3], seed=[4, 3, 2, 1, 0])
-
-
-def row(grid, i):
-    return {name: column[i].item() for name, column in grid.items()}
+REST = {"lr": [1e-2, 3e-3], "seed": range(2)}
+FIVE = {"lr": [1e-2, 3e-3, 1e-2, 1e-3, 5e-3], "seed": [4, 3, 2, 1, 0]}
 
 
-def solo(case: Case, l1, lr, seed, dtype=jnp.float32):
+def solo(case: Case, value=None, lr=1e-2, seed=0, dtype=jnp.float32):
     """The state and the step of one model, as a user without a sweep would make them."""
-    sae, optimizer = case.factory(l1=l1), case.optimizer(lr)
+    sae = case.sae() if value is None else case.factory(**{case.axis: value})
+    optimizer = case.optimizer(lr)
     return sae_jax.init(sae, optimizer, jax.random.key(seed), dtype), sae_jax.make_step(sae, optimizer)
+
+
+def alone(case: Case, grid, i, dtype=jnp.float32):
+    """`solo` of a grid's row."""
+    return solo(case, *(grid[name][i].item() for name in (case.axis, "lr", "seed")), dtype)
 
 
 def assert_close(ours, theirs, rtol):
@@ -54,39 +59,38 @@ def assert_same_bits(ours, theirs):
 
 @every_case
 def test_member_equals_solo_in_float64(case, small, x64):
-    source = sae_jax.in_memory(small.astype(np.float64), batch_size=16, seed=1)
+    source, grid = case.source(small.astype(np.float64), batch_size=16, seed=1), case.grid(2, **REST)
     swept = sae_jax.sweep(
-        case.factory, case.optimizer, grid=GRID, source=source, steps=500, dtype=jnp.float64, points=5
+        case.factory, case.optimizer, grid=grid, source=source, steps=500, dtype=jnp.float64, points=5
     )
     # members 1 and 6 differ in every axis
     for i in (1, 6):
-        hyper = row(GRID, i)
-        state, step = solo(case, **hyper, dtype=jnp.float64)
+        state, step = alone(case, grid, i, jnp.float64)
         state, history = sae_jax.run(step, state, source, 500, points=5)
-        assert_close(swept.member(i).params, state.params, 1e-9)
+        assert_close(swept.member(i).params, train.trained_params(state), 1e-9)
         for name, log in history.items():
             swept_log = swept.history[name] if name == "step" else swept.history[name][:, i]
             np.testing.assert_allclose(swept_log, log, rtol=1e-9)
 
 
-@pytest.mark.parametrize("case", [CASES[0], CASES[-1]], ids=["first", "last"])
+@pytest.mark.parametrize("case", [CASES[0], EVERYTHING], ids=lambda case: case.name)
 def test_member_stays_close_to_solo_in_float32(case, small):
     # Each sum of at most 16 terms rounds by about 16 * 6e-8 = 1e-6 of its size; Adam divides by the root of
     # the second moment, so this reaches the weights as 1e-6 of the step, lr = 1e-2. 20 steps add up to 2e-7,
     # and the loss surface amplifies them by less than a hundred in so few steps.
-    source = sae_jax.in_memory(small, batch_size=16, seed=1)
-    swept = sae_jax.sweep(case.factory, case.optimizer, grid=GRID, source=source, steps=20)
-    state, step = solo(case, **row(GRID, 6))
+    source, grid = case.source(small, batch_size=16, seed=1), case.grid(2, **REST)
+    swept = sae_jax.sweep(case.factory, case.optimizer, grid=grid, source=source, steps=20)
+    state, step = alone(case, grid, 6)
     state, history = sae_jax.run(step, state, source, 20)
     assert_close(swept.member(6).params, state.params, 2e-5)
     np.testing.assert_allclose(swept.history["loss"][:, 6], history["loss"], rtol=2e-5)
 
 
-@every_case
+@every_kind
 def test_vmapped_step_equals_a_loop_over_members(case, small, x64):
-    batch = Batch(jnp.asarray(small, jnp.float64), jnp.asarray(small, jnp.float64))
-    _, step = solo(case, 0.1, 1e-2, 0)
-    states = [solo(case, 0.1, 1e-2, seed, jnp.float64)[0] for seed in range(3)]
+    batch = case.batch(small.astype(np.float64))
+    _, step = solo(case)
+    states = [solo(case, seed=seed, dtype=jnp.float64)[0] for seed in range(3)]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
     together, logs = jax.jit(jax.vmap(step, in_axes=(0, None)))(stacked, batch)
     one = jax.jit(step)
@@ -99,12 +103,13 @@ def test_vmapped_step_equals_a_loop_over_members(case, small, x64):
 # Members are islands
 
 
-@every_case
+@every_kind
 def test_a_diverging_member_changes_no_bit_of_the_others(case, small):
-    source = sae_jax.in_memory(small, batch_size=16)
+    source = case.source(small, batch_size=16)
 
     def with_lr(middle):
-        grid = sae_jax.zipped(lr=[1e-2, middle, 3e-3], l1=[0.1, 0.1, 0.01], seed=[0, 1, 2])
+        values = [case.values[1], case.values[1], case.values[0]]
+        grid = sae_jax.zipped(**{"lr": [1e-2, middle, 3e-3], case.axis: values, "seed": [0, 1, 2]})
         return sae_jax.sweep(case.factory, case.optimizer, grid=grid, source=source, steps=30, points=30)
 
     healthy, sick = with_lr(1e-2), with_lr(1e30)
@@ -123,10 +128,10 @@ def test_a_diverging_member_changes_no_bit_of_the_others(case, small):
 # No retrace
 
 
-@every_case
+@every_kind
 def test_a_second_run_does_not_compile(case, small, compilations):
-    source = sae_jax.in_memory(small, batch_size=16)
-    state, step = solo(case, 0.1, 1e-2, 0)
+    source = case.source(small, batch_size=16)
+    state, step = solo(case)
     sae_jax.run(step, state, source, 20)
     assert compilations
     compilations.clear()
@@ -135,18 +140,18 @@ def test_a_second_run_does_not_compile(case, small, compilations):
     assert len(compilations) == 0
 
 
-@every_case
+@every_kind
 def test_a_second_sweep_does_not_compile(case, small, compilations):
-    source = sae_jax.in_memory(small, batch_size=16)
-    again = sae_jax.grid(l1=[0.02, 0.2], lr=[1e-3, 2e-3], seed=[5, 6])
-    sae_jax.sweep(case.factory, case.optimizer, grid=GRID, source=source, steps=10)
+    source = case.source(small, batch_size=16)
+    again = sae_jax.grid(**{case.axis: list(case.values[1:3]), "lr": [1e-3, 2e-3], "seed": [5, 6]})
+    sae_jax.sweep(case.factory, case.optimizer, grid=case.grid(2, **REST), source=source, steps=10)
     compilations.clear()
     sae_jax.sweep(case.factory, case.optimizer, grid=again, source=source, steps=12)
     assert len(compilations) == 0
 
 
 def test_a_second_evaluation_does_not_compile(small, compilations):
-    source = sae_jax.in_memory(small, batch_size=16)
+    source = case.source(small, batch_size=16)
     sae = sae_jax.relu(5, 6)
     params = sae.init(jax.random.key(0))
     sae_jax.evaluate(sae, params, source.evaluation(100))
@@ -183,9 +188,11 @@ def shapes_and_types(tree):
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float64], ids=lambda dtype: dtype.__name__)
 def test_a_step_keeps_shapes_and_types(case, dtype):
     with jax.enable_x64(dtype is jnp.float64):
-        state, step = solo(case, 0.1, 1e-2, 0, dtype)
-        x = jnp.ones((8, 5), dtype)
-        after, logs = jax.jit(step)(state, Batch(x, x))
+        state, step = solo(case, dtype=dtype)
+        batch = jax.tree.map(
+            lambda rows: rows.astype(dtype), case.batch(np.arange(40.0).reshape(8, 5) % 7 / 7)
+        )
+        after, logs = jax.jit(step)(state, batch)
         assert shapes_and_types(after) == shapes_and_types(state)
         assert {leaf.dtype for leaf in state.params.values()} == {jnp.dtype(dtype)}
         assert {log.dtype for log in logs.values()} == {jnp.dtype(dtype)}
@@ -194,9 +201,8 @@ def test_a_step_keeps_shapes_and_types(case, dtype):
 
 def test_the_step_needs_no_implicit_promotion(small):
     """Under JAX's strict promotion, with an optimizer that bears it."""
-    batch = Batch(jnp.asarray(small), jnp.asarray(small))
     for case in CASES:
-        sae, optimizer = case.factory(l1=0.1), optax.sgd(0.1)
+        sae, optimizer, batch = case.sae(), optax.sgd(0.1), case.batch(small)
         state = sae_jax.init(sae, optimizer, jax.random.key(0))
         with jax.numpy_dtype_promotion("strict"):
             jax.eval_shape(sae_jax.make_step(sae, optimizer), state, batch)
@@ -205,10 +211,10 @@ def test_the_step_needs_no_implicit_promotion(small):
 # One loop
 
 
-@every_case
+@every_kind
 def test_run_equals_a_python_loop(case, small, x64):
-    source = sae_jax.in_memory(small.astype(np.float64), batch_size=20)
-    start, step = solo(case, 0.1, 1e-2, 0, jnp.float64)
+    source = case.source(small.astype(np.float64), batch_size=20)
+    start, step = solo(case, dtype=jnp.float64)
     state, history = sae_jax.run(step, start, source, 40, points=40)
     one, by_hand, losses = jax.jit(lambda state, i: step(state, source.batch(i))), start, []
     for i in range(40):
@@ -219,10 +225,10 @@ def test_run_equals_a_python_loop(case, small, x64):
     assert list(history["step"]) == list(range(1, 41))
 
 
-@every_case
+@every_kind
 def test_chunking_changes_no_bit(case, small, monkeypatch):
-    source = sae_jax.in_memory(small, batch_size=20)
-    start, step = solo(case, 0.1, 1e-2, 0)
+    source = case.source(small, batch_size=20)
+    start, step = solo(case)
     chunks = []
 
     def run(seconds, points):
@@ -243,7 +249,7 @@ def test_chunking_changes_no_bit(case, small, monkeypatch):
 
 
 def test_run_leaves_the_given_state_usable(small):
-    state, step = solo(CASES[0], 0.1, 1e-2, 0)
+    state, step = solo(CASES[0])
     before = jax.tree.map(np.array, state)
     sae_jax.run(step, state, sae_jax.in_memory(small), 3)
     assert_same_bits(state, before)
@@ -260,7 +266,7 @@ def test_points_are_evenly_spaced_and_hold_the_last(start, steps, points, expect
 
 @pytest.mark.parametrize(("steps", "start"), [(0, 0), (-1, 0), (5, 6), (5, -1)])
 def test_run_refuses_a_length_that_is_none(small, steps, start):
-    state, step = solo(CASES[0], 0.1, 1e-2, 0)
+    state, step = solo(CASES[0])
     with pytest.raises(sae_jax.InputError, match=f"got {start if steps > 0 else steps}$"):
         sae_jax.run(step, state, sae_jax.in_memory(small), steps, start=start)
 
@@ -268,11 +274,11 @@ def test_run_refuses_a_length_that_is_none(small, steps, start):
 # Resume is exact
 
 
-@every_case
+@every_kind
 def test_a_stopped_run_resumes_bit_for_bit(case, small, tmp_path, monkeypatch):
     monkeypatch.setattr(train, "SECONDS_PER_CHUNK", 0.0)
-    source = sae_jax.in_memory(small, batch_size=20)
-    start, step = solo(case, 0.1, 1e-2, 0)
+    source = case.source(small, batch_size=20)
+    start, step = solo(case)
     whole, whole_history = sae_jax.run(step, start, source, 30, points=10)
     folder = tmp_path / "run"
     for stop in (7, 29):
@@ -296,8 +302,8 @@ def test_a_stopped_run_resumes_bit_for_bit(case, small, tmp_path, monkeypatch):
 def test_a_killed_run_resumes_from_its_last_checkpoint(small, tmp_path, monkeypatch):
     monkeypatch.setattr(train, "SECONDS_PER_CHUNK", 0.0)
     monkeypatch.setattr(train, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
-    source = sae_jax.in_memory(small, batch_size=20)
-    start, step = solo(CASES[0], 0.1, 1e-2, 0)
+    source = case.source(small, batch_size=20)
+    start, step = solo(CASES[0])
     whole, whole_history = sae_jax.run(step, start, source, 12)
 
     def killed(done, history):
@@ -314,11 +320,11 @@ def test_a_killed_run_resumes_from_its_last_checkpoint(small, tmp_path, monkeypa
 
 def test_a_stopped_sweep_of_several_chunks_resumes_bit_for_bit(small, tmp_path, monkeypatch):
     monkeypatch.setattr(train, "SECONDS_PER_CHUNK", 0.0)
-    case, source = CASES[-1], sae_jax.in_memory(small, batch_size=20)
+    case, source = EVERYTHING, sae_jax.in_memory(small, batch_size=20)
 
     def sweep(between=None, checkpoints=None):
         return sae_jax.sweep(
-            case.factory, case.optimizer, grid=FIVE, source=source, steps=9, members_at_once=2,
+            case.factory, case.optimizer, grid=case.five(**FIVE), source=source, steps=9, members_at_once=2,
             look=between, checkpoints=checkpoints,
         )  # fmt: skip
 
@@ -370,13 +376,13 @@ def test_a_sweep_is_resumed_by_the_same_request_only(small, tmp_path, change):
 
 
 def test_a_partial_made_anew_compiles_nothing_new(small, compilations):
-    source = sae_jax.in_memory(small, batch_size=20)
+    source = case.source(small, batch_size=20)
     for _ in range(2):
         before = len(compilations)
         sae_jax.sweep(
             partial(sae_jax.relu, d_in=5, d_sae=9),
             partial(optax.adam, b1=0.8),
-            grid=FIVE,
+            grid=CASES[0].five(**FIVE),
             source=source,
             steps=3,
         )
@@ -385,7 +391,9 @@ def test_a_partial_made_anew_compiles_nothing_new(small, compilations):
 
 def test_a_resumed_sweep_keeps_its_chunks_when_memory_has_changed(small, tmp_path, monkeypatch):
     case, source = CASES[0], sae_jax.in_memory(small, batch_size=20)
-    sweep = partial(sae_jax.sweep, case.factory, case.optimizer, grid=FIVE, source=source, steps=9)
+    sweep = partial(
+        sae_jax.sweep, case.factory, case.optimizer, grid=case.five(**FIVE), source=source, steps=9
+    )
     whole = sweep(members_at_once=2)
     limited = sys.modules["sae_jax.sweep"]
     monkeypatch.setattr(limited, "members_that_fit", lambda *_: 2)
@@ -405,19 +413,23 @@ def test_nothing_is_restored_from_an_empty_or_missing_folder(tmp_path):
 
 
 @every_case
-def test_saved_weights_come_back_bit_for_bit(case, small, tmp_path):
-    sae = case.factory(l1=0.3)
+def test_saved_weights_come_back(case, small, tmp_path):
+    sae, batch = case.sae(), case.batch(small)
     trained = TrainedSAE(sae, sae.init(jax.random.key(3)))
     trained.save(tmp_path / "sae")
     loaded = sae_jax.load(tmp_path / "sae")
+    if "rescaled" in case.name or case.name == "topk-saelens":  # decoder norms are folded in
+        np.testing.assert_allclose(loaded.encode(batch.x), trained.encode(batch.x), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(loaded(batch.x), trained(batch.x), rtol=1e-5, atol=1e-6)
+        return
     assert_same_bits(loaded.params, trained.params)
     assert loaded.sae.config == sae.config
-    assert loaded.sae.config["l1"] == 0.3
-    x = jnp.asarray(small)
-    np.testing.assert_array_equal(loaded.encode(x), trained.encode(x))
-    np.testing.assert_array_equal(loaded(x), trained(x))
-    batch, progress = Batch(x, x), sae_jax.init(sae, optax.sgd(0.1), jax.random.key(0)).progress
-    assert loaded.sae.loss(loaded.params, batch, progress)[0] == sae.loss(trained.params, batch, progress)[0]
+    assert loaded.sae.config[case.axis] == case.values[1]
+    np.testing.assert_array_equal(loaded.encode(batch.x), trained.encode(batch.x))
+    np.testing.assert_array_equal(loaded(batch.x), trained(batch.x))
+    progress = sae_jax.init(sae, optax.sgd(0.1), jax.random.key(0)).progress
+    loss = sae.loss(trained.params, batch, progress)[0]
+    assert loaded.sae.loss(loaded.params, batch, progress)[0] == loss
 
 
 # Other machines
@@ -425,9 +437,9 @@ def test_saved_weights_come_back_bit_for_bit(case, small, tmp_path):
 
 @every_case
 def test_the_step_lowers_for_gpu_and_tpu(case):
-    state, step = solo(case, 0.1, 1e-2, 0)
-    x = jnp.ones((8, 5))
-    exported = jax.export.export(jax.jit(step), platforms=["cuda", "tpu"])(state, Batch(x, x))
+    state, step = solo(case)
+    batch = case.batch(np.ones((8, 5), np.float32))
+    exported = jax.export.export(jax.jit(step), platforms=["cuda", "tpu"])(state, batch)
     assert exported.platforms == ("cuda", "tpu")
 
 
@@ -436,12 +448,12 @@ def test_the_step_lowers_for_gpu_and_tpu(case):
 
 @pytest.mark.parametrize("at_once", [1, 2])
 def test_members_at_once_does_not_show_in_the_result(at_once, small, x64):
-    case = CASES[-1]
-    source = sae_jax.in_memory(small.astype(np.float64), batch_size=20)
+    case = EVERYTHING
+    source = case.source(small.astype(np.float64), batch_size=20)
 
     def sweep(members_at_once):
         return sae_jax.sweep(
-            case.factory, case.optimizer, grid=FIVE, source=source, steps=50, dtype=jnp.float64,
+            case.factory, case.optimizer, grid=case.five(**FIVE), source=source, steps=50, dtype=jnp.float64,
             members_at_once=members_at_once,
         )  # fmt: skip
 
@@ -485,7 +497,7 @@ def with_running_mean() -> SAE:
 
 
 def test_assigned_leaves_replace_what_the_optimizer_made(small):
-    source = sae_jax.in_memory(small)  # full batch: the running mean is known in closed form
+    source = case.source(small)  # full batch: the running mean is known in closed form
     sae, optimizer = with_running_mean(), optax.adam(1e-2)
     start = sae_jax.init(sae, optimizer, jax.random.key(0))
     state, _ = sae_jax.run(sae_jax.make_step(sae, optimizer), start, source, 10)
@@ -522,15 +534,16 @@ def test_an_optimizer_is_handed_the_batch_the_value_and_the_progress(small):
 
 
 def test_every_architecture_has_a_case():
-    built = {case.factory(l1=0.1).config["architecture"] for case in CASES}
+    built = {case.sae().config["architecture"] for case in CASES}
     assert built == set(TABLE), "add a row to tests/cases.py"
+    assert {case.sae().config["architecture"] for case in THOROUGH} == set(TABLE), "name it in THOROUGH"
 
 
 def test_checkpoints_are_written_where_they_are_asked_for(small, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(train, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
     monkeypatch.setattr(train, "SECONDS_PER_CHUNK", 0.0)
-    start, step = solo(CASES[0], 0.1, 1e-2, 0)
+    start, step = solo(CASES[0])
     sae_jax.run_resumable(step, start, sae_jax.in_memory(small), 4, checkpoints=Path("relative"))
     kept = [path.name for path in (tmp_path / "relative").iterdir() if path.is_dir()]
     assert kept == ["3"], "only the newest is kept, and a short run's end is not worth one"

@@ -3,19 +3,21 @@
 import json
 import os
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import CASES
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 import sae_jax
-from sae_jax import InputError, TrainedSAE
+from sae_jax import InputError, TrainedSAE, auxk, losses
+from sae_jax.architectures import find
 from sae_jax.formats import saelens, seed_module
-
-every_case = pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
+from sae_jax.normalise import layer_normed
 
 
 @pytest.fixture
@@ -47,50 +49,284 @@ def refused(path, *words) -> str:
 
 # SAELens
 
+relu, topk, batch_topk = (
+    partial(factory, 5, 7) for factory in (sae_jax.relu, sae_jax.topk, sae_jax.batch_topk)
+)
+jumprelu, gated, matryoshka, transcoder = (
+    partial(find(name), 5, 7) for name in ("jumprelu", "gated", "matryoshka", "transcoder")
+)
+onto = partial(transcoder, d_out=4)
 
-@every_case
-def test_saelens_reads_what_is_written_here(case, x, tmp_path, sae_lens, torch):
-    sae = case.factory(l1=0.1)
-    trained = TrainedSAE(sae, sae.init(jax.random.key(1)))
-    trained.save(tmp_path)
-    theirs = sae_lens.SAE.load_from_disk(tmp_path, device="cpu")
-    assert theirs.cfg.architecture() == "standard"
-    assert theirs.cfg.apply_b_dec_to_input == sae.config["apply_b_dec_to_input"]
+WRITTEN = {
+    "relu": ("standard", relu),
+    "relu-b-dec": ("standard", partial(relu, apply_b_dec_to_input=True)),
+    "relu-tied": ("standard", partial(relu, tied=True, apply_b_dec_to_input=True)),
+    "relu-steered": ("standard", partial(relu, target_l0=2)),
+    "relu-annealed": ("standard", partial(relu, p_end=0.5, p_anneal=(10, 20))),
+    "topk": ("topk", partial(topk, k=3)),
+    "topk-float-k": ("topk", partial(topk, k=2.0, k_max=4, auxk_loss=auxk.fvu)),
+    "topk-no-b-dec": ("topk", partial(topk, k=3, apply_b_dec_to_input=False)),
+    "batch-topk": ("jumprelu", partial(batch_topk, k=2.5)),
+    "jumprelu": ("jumprelu", jumprelu),
+    "jumprelu-b-dec": ("jumprelu", partial(jumprelu, target_l0=2, apply_b_dec_to_input=True)),
+    "jumprelu-log": ("jumprelu", partial(jumprelu, log_threshold=True, penalty=losses.tanh_l0)),
+    "gated": ("gated", gated),
+    "gated-no-b-dec": ("gated", partial(gated, apply_b_dec_to_input=False, target_l0=3)),
+    "matryoshka": ("jumprelu", partial(matryoshka, prefixes=(2, 7), k=3)),
+    "matryoshka-relu": ("standard", partial(matryoshka, prefixes=(2, 7), of=sae_jax.relu)),
+    "transcoder": ("transcoder", onto),
+    "skip": ("skip_transcoder", partial(onto, skip=True)),
+    "skip-square": ("skip_transcoder", partial(transcoder, d_out=5, skip=True)),
+    "transcoder-jumprelu": ("jumprelu_transcoder", partial(onto, of=find("jumprelu"))),
+    "skip-jumprelu": (
+        "jumprelu_skip_transcoder", partial(onto, of=find("jumprelu"), skip=True, log_threshold=True)
+    ),
+    "transcoder-batch-topk": ("jumprelu_transcoder", partial(onto, of=find("batch_topk"), k=2)),
+    "transcoder-matryoshka": (
+        "jumprelu_transcoder", partial(onto, of=find("matryoshka"), prefixes=(3, 7), k=2)
+    ),
+}  # fmt: skip
+"""SAELens's architecture, and a factory of ours, by name."""
+
+
+def with_layer_norm(factory):
+    return lambda: layer_normed(factory())
+
+
+LAYER_NORMED = {
+    f"{name}-layer-normed": (WRITTEN[name][0], with_layer_norm(WRITTEN[name][1]))
+    for name in ("relu", "topk", "batch-topk", "jumprelu-log", "gated", "transcoder", "transcoder-jumprelu")
+}
+
+FOLDED = {
+    "topk-rescaled": ("topk", partial(topk, k=3, rescale_acts_by_decoder_norm=True)),
+    "topk-rescaled-no-b-dec": (
+        "topk", partial(topk, k=3, rescale_acts_by_decoder_norm=True, apply_b_dec_to_input=False)
+    ),
+    "topk-rescaled-layer-normed": (
+        "topk", with_layer_norm(partial(topk, k=3, rescale_acts_by_decoder_norm=True))
+    ),
+    "batch-topk-rescaled": ("jumprelu", partial(batch_topk, k=2, rescale_acts_by_decoder_norm=True)),
+    "matryoshka-rescaled": (
+        "jumprelu", partial(matryoshka, prefixes=(2, 7), k=3, rescale_acts_by_decoder_norm=True)
+    ),
+    "skip-batch-topk-rescaled": (
+        "jumprelu_skip_transcoder",
+        partial(onto, skip=True, of=find("batch_topk"), k=2, rescale_acts_by_decoder_norm=True),
+    ),
+}  # fmt: skip
+
+OWN = {
+    "transcoder-topk": partial(onto, of=find("topk"), k=3),
+    "skip-gated": partial(onto, of=find("gated"), skip=True, target_l0=2.0),
+    "crosscoder": partial(find("crosscoder"), 5, 7, sources=3, target_l0=2.0),
+    "skip-layer-normed": with_layer_norm(partial(onto, skip=True)),
+    "crosscoder-layer-normed": with_layer_norm(partial(find("crosscoder"), 5, 7, sources=3)),
+}
+
+
+def table(cases):
+    return pytest.mark.parametrize(("name", "factory"), list(cases.values()), ids=list(cases))
+
+
+def random_params(sae, seed=1, dtype=jnp.float32):
+    """Weights of which nothing is 0, as they are after training."""
+    rng = np.random.default_rng(seed)
+    shapes = jax.eval_shape(lambda: sae.init(jax.random.key(0), dtype))
+    params = {name: 0.5 * rng.normal(size=leaf.shape) for name, leaf in shapes.items()}
+    if "threshold" in params:
+        params["threshold"] = rng.uniform(0.1, 0.6, params["threshold"].shape)
+    return {name: jnp.asarray(leaf, dtype) for name, leaf in params.items()}
+
+
+def assert_close(actual, expected):
+    np.testing.assert_allclose(np.asarray(actual), np.asarray(expected), rtol=1e-6, atol=1e-6)
+
+
+def assert_same_as_saelens(folder, trained, x, sae_lens, torch):
+    """SAELens makes of the folder what we make of `trained`; its SAE."""
+    theirs = sae_lens.SAE.load_from_disk(folder, device="cpu")
     with torch.no_grad():
-        f = theirs.encode(torch.tensor(np.asarray(x)))
-        x_hat = theirs.decode(f)
+        rows = torch.tensor(np.asarray(x))
+        f, x_hat = theirs.encode(rows), theirs(rows)
     ours = trained.encode(x)
     assert 0 < (np.asarray(ours) > 0).mean() < 1
-    np.testing.assert_allclose(f.numpy(), ours, atol=1e-6)
-    np.testing.assert_allclose(x_hat.numpy(), trained.decode(ours), atol=1e-6)
+    assert_close(ours, f.numpy())
+    assert_close(trained(x), x_hat.numpy())
+    return theirs
 
 
-@pytest.mark.parametrize("apply_b_dec_to_input", [True, False])
-@pytest.mark.parametrize("save", ["save_model", "save_inference_model"])
-def test_what_saelens_wrote_is_read_here(x, tmp_path, sae_lens, torch, apply_b_dec_to_input, save):
-    if save == "save_model":
-        cfg = sae_lens.StandardSAEConfig(d_in=5, d_sae=7, apply_b_dec_to_input=apply_b_dec_to_input)
-        theirs = sae_lens.StandardSAE(cfg)
-    else:
-        cfg = sae_lens.StandardTrainingSAEConfig(d_in=5, d_sae=7, apply_b_dec_to_input=apply_b_dec_to_input)
-        theirs = sae_lens.StandardTrainingSAE(cfg)
+@table(WRITTEN | LAYER_NORMED | FOLDED)
+def test_saelens_reads_what_is_written_here(name, factory, x, tmp_path, sae_lens, torch):
+    sae = factory()
+    trained = TrainedSAE(sae, random_params(sae))
+    trained.save(tmp_path)
+    theirs = assert_same_as_saelens(tmp_path, trained, x, sae_lens, torch)
+    assert theirs.cfg.architecture() == name
+    again = sae_jax.load(tmp_path)
+    assert_close(again.encode(x), trained.encode(x))
+    assert_close(again(x), trained(x))
+
+
+@table(WRITTEN | LAYER_NORMED | {name: (None, factory) for name, factory in OWN.items()})
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
+def test_the_round_trip_changes_no_bit(name, factory, dtype, tmp_path):
+    sae = factory()
+    params = random_params(sae, dtype=dtype)
+    TrainedSAE(sae, params).save(tmp_path)
+    again = sae_jax.load(tmp_path)
+    assert again.sae.config == sae.config
+    assert again.params.keys() == params.keys()
+    for leaf in params:
+        assert again.params[leaf].dtype == dtype
+        np.testing.assert_array_equal(np.asarray(again.params[leaf]), np.asarray(params[leaf]), leaf)
+
+
+@table(FOLDED)
+def test_a_rescaled_sae_comes_back_with_its_norms_folded(name, factory, tmp_path):
+    sae = factory()
+    params = random_params(sae)
+    params["W_dec"] = params["W_dec"].at[3].set(0)
+    TrainedSAE(sae, params).save(tmp_path)
+    again = sae_jax.load(tmp_path)
+    assert again.sae.config == {**sae.config, "rescale_acts_by_decoder_norm": False}
+    norms = np.linalg.norm(again.params["W_dec"], axis=1)
+    np.testing.assert_allclose(norms, [1, 1, 1, 0, 1, 1, 1], atol=1e-6)
+    rows = np.random.default_rng(2).normal(size=(16, 5)).astype(np.float32)
+    assert_close(again.encode(rows), TrainedSAE(sae, params).encode(rows))
+    assert_close(again(rows), TrainedSAE(sae, params)(rows))
+
+
+@pytest.mark.parametrize(("name", "factory"), list(OWN.items()), ids=list(OWN))
+def test_what_saelens_has_no_form_for_is_written_under_our_name(name, factory, tmp_path, sae_lens):
+    sae = factory()
+    TrainedSAE(sae, random_params(sae)).save(tmp_path)
+    cfg = json.loads((tmp_path / "cfg.json").read_text())
+    assert cfg["architecture"] == f"sae_jax_{sae.config['architecture']}"
+    with pytest.raises(KeyError, match="sae_jax_"):
+        sae_lens.SAE.load_from_disk(tmp_path)
+
+
+@pytest.mark.parametrize("threshold", [-1.0, 0.0, 0.4, np.nan, np.inf])
+def test_batch_topks_threshold_is_the_same_for_every_latent_and_not_below_0(threshold, tmp_path):
+    sae = batch_topk(k=3)
+    params = {**random_params(sae), "threshold": np.float32(threshold)}
+    TrainedSAE(sae, params).save(tmp_path)
+    there = load_file(tmp_path / "sae_weights.safetensors")["threshold"]
+    np.testing.assert_array_equal(there, np.full(7, np.maximum(np.float32(threshold), 0)))
+    np.testing.assert_array_equal(sae_jax.load(tmp_path).params["threshold"], np.float32(threshold))
+    json.loads((tmp_path / "cfg.json").read_text(), parse_constant=pytest.fail)
+
+
+LIKE_SAELENS = {
+    "standard": {"mean_features": False, "decoder_norm_l1": True, "l1": 0.0},
+    "topk": {"k": 3, "auxk_loss": auxk.saelens},
+    "jumprelu": {"l0_coefficient": 0.0},
+    "gated": {"l1": 0.0, "detach_auxiliary": False},
+    "transcoder": {"d_out": 4, "skip": False, "l1": 0.0},
+    "skip_transcoder": {"d_out": 4, "skip": True},
+    "jumprelu_transcoder": {"d_out": 4, "skip": False, "of": find("jumprelu")},
+    "jumprelu_skip_transcoder": {"d_out": 4, "skip": True},
+}
+
+STATES = [
+    *(("StandardSAE", "save_model", {"apply_b_dec_to_input": value}) for value in (True, False)),
+    ("StandardTrainingSAE", "save_inference_model", {}),
+    ("TopKSAE", "save_model", {"k": 3, "apply_b_dec_to_input": False}),
+    ("TopKTrainingSAE", "save_inference_model", {"k": 3}),
+    ("BatchTopKTrainingSAE", "save_inference_model", {"k": 2}),
+    ("MatryoshkaBatchTopKTrainingSAE", "save_inference_model", {"k": 2, "matryoshka_widths": [3]}),
+    *(("JumpReLUSAE", "save_model", {"apply_b_dec_to_input": value}) for value in (True, False)),
+    ("JumpReLUTrainingSAE", "save_inference_model", {}),
+    *(("GatedSAE", "save_model", {"apply_b_dec_to_input": value}) for value in (True, False)),
+    ("GatedTrainingSAE", "save_inference_model", {}),
+    *((name, "save_model", {"d_out": 4, "apply_b_dec_to_input": False})
+      for name in ("Transcoder", "SkipTranscoder", "JumpReLUTranscoder", "JumpReLUSkipTranscoder")),
+    *((name, "save_model", {"normalize_activations": "layer_norm", **more})
+      for name, more in {"StandardSAE": {}, "TopKSAE": {"k": 3}, "JumpReLUSAE": {}, "GatedSAE": {},
+                         "Transcoder": {"d_out": 4, "apply_b_dec_to_input": False}}.items()),
+]  # fmt: skip
+
+
+def written_by_saelens(name, save, arguments, folder, sae_lens, torch):
+    made = getattr(sae_lens, name)(getattr(sae_lens, f"{name}Config")(d_in=5, d_sae=7, **arguments))
     torch.manual_seed(0)
     with torch.no_grad():
-        for parameter in theirs.parameters():
+        for parameter in made.parameters():
             parameter.copy_(0.5 * torch.randn_like(parameter))
-        getattr(theirs, save)(str(tmp_path))
-        f = theirs.encode(torch.tensor(np.asarray(x)))
-        x_hat = theirs.decode(f)
+        if hasattr(made, "threshold"):
+            made.threshold.abs_()
+        if hasattr(made, "topk_threshold"):
+            made.topk_threshold.fill_(0.3)
+        getattr(made, save)(str(folder))
+
+
+@pytest.mark.parametrize(("name", "save", "arguments"), STATES, ids=str)
+def test_what_saelens_wrote_is_read_here(name, save, arguments, x, tmp_path, sae_lens, torch):
+    written_by_saelens(name, save, arguments, tmp_path, sae_lens, torch)
     ours = sae_jax.load(tmp_path)
-    assert ours.sae.config["apply_b_dec_to_input"] is apply_b_dec_to_input
-    assert ours.sae.config["decoder_norm_l1"] is True
-    assert ours.sae.config["mean_features"] is False
-    np.testing.assert_allclose(ours.encode(x), f.numpy(), atol=1e-6)
-    np.testing.assert_allclose(ours(x), x_hat.numpy(), atol=1e-6)
+    theirs = assert_same_as_saelens(tmp_path, ours, x, sae_lens, torch)
+    told = LIKE_SAELENS[theirs.cfg.architecture()]
+    assert {key: ours.sae.config[key] for key in told} == told
+    if "d_out" not in arguments:
+        assert ours.sae.config["apply_b_dec_to_input"] is arguments.get("apply_b_dec_to_input", True)
+    assert ours.sae.config.get("normalize_activations") == arguments.get("normalize_activations")
+    # and written again it is the same SAE
+    ours.save(tmp_path / "again")
+    assert_same_as_saelens(tmp_path / "again", ours, x, sae_lens, torch)
+
+
+@table({"topk": ("TopKSAE", {"k": 3}), "topk-no-b-dec": ("TopKSAE", {"k": 3, "apply_b_dec_to_input": False})})
+def test_a_rescaling_topk_of_saelens_is_read_as_it_is(name, factory, x, tmp_path, sae_lens, torch):
+    arguments = {**factory, "rescale_acts_by_decoder_norm": True}
+    written_by_saelens(name, "save_model", arguments, tmp_path, sae_lens, torch)
+    ours = sae_jax.load(tmp_path)
+    assert ours.sae.config["rescale_acts_by_decoder_norm"] is True
+    assert_same_as_saelens(tmp_path, ours, x, sae_lens, torch)
+
+
+CHANGED = (
+    "relu-tied",
+    "batch-topk",
+    "jumprelu",
+    "jumprelu-log",
+    "gated",
+    "matryoshka",
+    "transcoder-batch-topk",
+)
+
+
+@table({name: WRITTEN[name] for name in CHANGED})
+def test_what_saelens_changed_since_is_read_as_saelens_left_it(name, factory, x, tmp_path, sae_lens, torch):
+    sae = factory()
+    TrainedSAE(sae, random_params(sae)).save(tmp_path / "ours")
+    theirs = sae_lens.SAE.load_from_disk(tmp_path / "ours")
+    theirs.save_model(tmp_path / "kept")
+    assert sae_jax.load(tmp_path / "kept").sae.config == sae.config
+    theirs.fold_W_dec_norm()
+    theirs.save_model(tmp_path / "changed")
+    assert_same_as_saelens(tmp_path / "changed", sae_jax.load(tmp_path / "changed"), x, sae_lens, torch)
+
+
+def test_an_old_topk_that_calls_itself_standard_is_a_topk(folder):
+    edited(folder, activation_fn_str="topk", activation_fn_kwargs={"k": 2}, normalize_activations=False)
+    loaded = sae_jax.load(folder)
+    assert (loaded.sae.config["architecture"], loaded.sae.config["k"]) == ("topk", 2)
+    edited(folder, activation_fn_str="tanh-relu", architecture="standard")
+    refused(folder, "'standard with tanh-relu' is not read here")
+
+
+def test_a_factor_of_1_that_saelens_used_to_write_is_passed_over(folder):
+    edited(folder)
+    path = folder / "sae_weights.safetensors"
+    save_file({**load_file(path), "scaling_factor": np.ones(7, np.float32)}, path)
+    assert set(sae_jax.load(folder).params) == {"W_enc", "b_enc", "W_dec", "b_dec"}
+    save_file({**load_file(path), "scaling_factor": np.full(7, 2, np.float32)}, path)
+    refused(folder, "tensors that a 'standard' does not have: scaling_factor")
 
 
 def test_a_tied_sae_is_written_with_both_matrices_and_read_back_tied(tmp_path):
-    sae = sae_jax.relu(5, 7, tied=True)
+    sae = relu(tied=True)
     params = sae.init(jax.random.key(0))
     TrainedSAE(sae, params).save(tmp_path)
     on_disk = load_file(tmp_path / saelens.WEIGHTS)
@@ -120,9 +356,9 @@ def test_traced_and_numpy_arguments_are_written_as_numbers(tmp_path):
     assert sae_jax.load(tmp_path).sae.config["l1"] == 0.25
 
 
-def test_what_saelens_cannot_express_is_refused(tmp_path):
+def test_an_architecture_that_no_reader_knows_is_refused(tmp_path):
     sae = replace(sae_jax.relu(3, 2), config={"architecture": "mystery"})
-    with pytest.raises(InputError, match="SAELens has no form for 'mystery'"):
+    with pytest.raises(InputError, match="'mystery' cannot be written: no reader knows it"):
         saelens.write(tmp_path / "sae", sae, {})
     assert not (tmp_path / "sae").exists()
 
@@ -130,7 +366,7 @@ def test_what_saelens_cannot_express_is_refused(tmp_path):
 def edited(folder, **changes):
     """Its cfg.json with these entries, as SAELens would write it: without ours."""
     cfg = json.loads((folder / "cfg.json").read_text())
-    del cfg["metadata"]
+    cfg.pop("metadata", None)
     cfg |= changes
     (folder / "cfg.json").write_text(json.dumps(cfg))
 
@@ -138,10 +374,27 @@ def edited(folder, **changes):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"architecture": "topk"}, ["'topk'", "only 'standard'"]),
-        ({"architecture": None}, ["None", "only 'standard'"]),
-        ({"architecture": ["standard"]}, ["only 'standard'"]),
-        ({"normalize_activations": "layer_norm"}, ["'layer_norm'"]),
+        ({"architecture": "temporal"}, ["'temporal' is not read here, only standard, topk"]),
+        ({"architecture": None}, ["None is not read here"]),
+        ({"architecture": ["standard"]}, ["['standard'] is not read here"]),
+        ({"architecture": "sae_jax_crosscoder"}, ["'sae_jax_crosscoder' is not read here"]),
+        ({"architecture": "topk"}, ["k as a whole number"]),
+        ({"architecture": "topk", "k": 2.5}, ["k as a whole number"]),
+        ({"architecture": "topk", "k": 8}, ["k must be above 0 and at most d_sae = 7, got 8"]),
+        ({"architecture": "topk", "k": 2, "rescale_acts_by_decoder_norm": "no"}, ["as true or false"]),
+        ({"architecture": "jumprelu"}, ["has no tensor threshold"]),
+        ({"architecture": "gated"}, ["has no tensor b_gate"]),
+        ({"architecture": "transcoder"}, ["d_out as a whole number"]),
+        ({"architecture": "transcoder", "d_out": 4}, ["W_dec must be (7, 4), got (7, 5)"]),
+        ({"architecture": "skip_transcoder", "d_out": 5}, ["has no tensor W_skip"]),
+        (
+            {"architecture": "skip_transcoder", "d_out": 5, "normalize_activations": "layer_norm"},
+            ["'skip_transcoder' are normalised by 'layer_norm'"],
+        ),
+        ({"normalize_activations": "expected_average_only_in"}, ["by 'expected_average_only_in'"]),
+        ({"normalize_activations": "covariance_whitening"}, ["by 'covariance_whitening'"]),
+        ({"normalize_activations": ["none"]}, ["by ['none']"]),
+        ({"apply_b_dec_to_input": 1}, ["apply_b_dec_to_input as true or false"]),
         ({"d_in": "5"}, ["d_in as a whole number"]),
         ({"d_in": None}, ["d_in as a whole number"]),
         ({"d_in": 5.5}, ["d_in as a whole number"]),
@@ -151,7 +404,7 @@ def edited(folder, **changes):
         ({"d_in": 0}, ["d_in must be at least 1"]),
         ({"d_in": -5}, ["d_in must be at least 1"]),
         ({"d_in": 10**30}, ["d_in must be below 2^31"]),
-        ({"d_sae": 8}, ["W_enc must be (5, 8), got (5, 7)"]),
+        ({"d_sae": 8}, ["sae_weights.safetensors: W_dec must be (8, 5), got (7, 5)"]),
         ({"metadata": []}, None),
         ({"metadata": {"sae_jax": {}}}, ["no architecture is called"]),
         ({"metadata": {"sae_jax": {"architecture": "nope", "d_in": 5, "d_sae": 7}}}, ["'nope'", "relu"]),
@@ -172,6 +425,33 @@ def test_a_config_that_lies_is_refused(folder, changes, words, unchecked):
         assert sae_jax.load(folder).params["W_enc"].shape == (5, 7)
     else:
         refused(folder, *words)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3)
+    | st.sampled_from(["relu", "crosscoder", "auxk.fvu", "losses.summed", "layer_norm"]),
+    lambda value: st.lists(value, max_size=3) | st.dictionaries(st.text(max_size=3), value, max_size=2),
+    max_leaves=4,
+)  # fmt: skip
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_metadata_of_any_content_is_read_or_refused(data, tmp_path, unchecked):
+    names = ("relu-steered", "topk", "batch-topk", "jumprelu-log", "matryoshka", "skip-jumprelu")
+    sae = WRITTEN[data.draw(st.sampled_from(names))][1]()
+    folder = tmp_path / "fuzzed"
+    TrainedSAE(sae, random_params(sae)).save(folder)
+    cfg = json.loads((folder / "cfg.json").read_text())
+    about = data.draw(st.sampled_from([cfg, cfg["metadata"], cfg["metadata"]["sae_jax"],
+                                       cfg["metadata"]["sae_jax_leaves"]]))  # fmt: skip
+    key = data.draw(st.sampled_from([*about, "normalize_activations", "log_penalty"]))
+    about[key] = data.draw(json_values)
+    (folder / "cfg.json").write_text(json.dumps(cfg))
+    try:
+        sae_jax.load(folder)
+    except InputError as error:
+        one_line(error)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1, 2]", "3", "null", '"a"', "\xff"])

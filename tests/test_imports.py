@@ -22,6 +22,7 @@ LEVELS = {
     "grid": 2,
     "architectures": 3,
     "train": 4,
+    "normalise": 4,
     "formats": 4,
     "recipes": 5,
     "plan": 5,
@@ -40,6 +41,7 @@ LEVELS = {
 
 WITHIN_A_LEVEL = {
     ("synthetic", "data"),
+    ("formats", "normalise"),
     ("result", "trained"),
     ("sweep", "trained"),
     ("sweep", "result"),

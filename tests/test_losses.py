@@ -171,3 +171,78 @@ def test_matmul_takes_any_leading_axes(width):
     flat = linear.matmul(a.reshape(6, width), b)
     np.testing.assert_allclose(linear.matmul(a, b), flat.reshape(2, 3, width), rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(linear.matmul(a[0, 0], b), flat[0], rtol=1e-5, atol=1e-5)
+
+
+# Further terms
+
+SOME = np.abs(np.random.default_rng(5).normal(size=(6, 8))) * (np.random.default_rng(6).random((6, 8)) > 0.4)
+WEIGHTS = np.random.default_rng(7).uniform(0.5, 2, 8)
+
+
+@pytest.mark.parametrize("p", [0.5, 1.0, 2.0])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_lp_is_the_sum_of_powers_or_the_norm(p, weighted, x64):
+    size = SOME * WEIGHTS if weighted else SOME
+    weights = jnp.asarray(WEIGHTS) if weighted else None
+    f = jnp.asarray(SOME)
+    np.testing.assert_allclose(losses.lp(f, p, weights), (size**p).mean(), rtol=1e-12)
+    np.testing.assert_allclose(losses.lp(f, p, weights, False), (size**p).sum(axis=1).mean(), rtol=1e-12)
+    norm = (size**p).sum(axis=1) ** (1 / p)
+    np.testing.assert_allclose(losses.lp(f, p, weights, root=True), norm.mean(), rtol=1e-12)
+
+
+@pytest.mark.parametrize("root", [False, True])
+def test_lp_has_finite_gradients_where_features_are_zero(root):
+    for f in (jnp.zeros((2, 3)), jnp.array([[0.0, 1.0, 0.0], [0.0, 0.0, 0.0]])):
+        for p in (0.5, 1.0):
+            gradient = jax.grad(lambda f, p=p: losses.lp(f, p, root=root))(f)
+            assert jnp.isfinite(gradient).all()
+
+
+PARAMS = {"W_dec": np.random.default_rng(8).normal(size=(8, 3)), "b_dec": np.arange(3.0)}
+TARGET = np.random.default_rng(9).normal(size=(6, 3))
+
+
+def judged(reconstruction):
+    params = jax.tree.map(jnp.asarray, PARAMS)
+    return reconstruction(params, jnp.asarray(SOME), Batch(jnp.asarray(TARGET), jnp.asarray(TARGET)))
+
+
+def test_reconstructions_are_judged_by_their_formulas(x64):
+    expected = SOME @ PARAMS["W_dec"] + PARAMS["b_dec"]
+    error = np.square(expected - TARGET)
+    spread = np.square(TARGET - TARGET.mean(axis=0)).sum()
+    for reconstruction, value in (
+        (losses.summed, error.sum(axis=1).mean()),
+        (losses.averaged, error.mean()),
+        (losses.unexplained, error.sum() / spread),
+    ):
+        x_hat, ours = judged(reconstruction)
+        np.testing.assert_allclose(x_hat, expected, rtol=1e-12)
+        np.testing.assert_allclose(ours, value, rtol=1e-12)
+
+
+def test_nested_reconstructions_are_those_of_the_prefixes(x64):
+    prefixes, weights = (2, 5, 8), (0.5, 2.0, 1.0)
+    total = 0
+    for m, weight in zip(prefixes, weights, strict=True):
+        x_hat = SOME[:, :m] @ PARAMS["W_dec"][:m] + PARAMS["b_dec"]
+        total += weight * np.square(x_hat - TARGET).sum(axis=1).mean()
+    ours, value = judged(losses.nested(prefixes, weights))
+    np.testing.assert_allclose(ours, x_hat, rtol=1e-12)
+    np.testing.assert_allclose(value, total, rtol=1e-12)
+
+
+def test_penalties_of_jumprelu_are_their_formulas(x64):
+    active = (SOME > 0).astype(float)
+    l0 = active.sum(axis=1)
+    for penalty, value in (
+        (losses.step_l0, l0.mean()),
+        (losses.tanh_l0, np.tanh(4.0 * SOME).sum(axis=1).mean()),
+        (losses.quadratic_l0, (2 / 3.0 * (l0 - 3.0) ** 2).mean()),
+        (losses.quadratic_mean_l0, (l0.mean() / 3.0 - 1) ** 2),
+    ):
+        np.testing.assert_allclose(
+            penalty(jnp.asarray(active), jnp.asarray(SOME), 3.0, 4.0), value, rtol=1e-12
+        )
+    assert set(losses.AIMED) == {losses.quadratic_l0, losses.quadratic_mean_l0}

@@ -12,6 +12,7 @@ from plotly.offline import get_plotlyjs
 
 import sae_jax
 from sae_jax.report import figures, sweep_page
+from sae_jax.result import Part
 
 TOKENS = sae_jax.synthetic.seed_tokens()
 HOSTILE = (
@@ -47,8 +48,13 @@ def picked(result, rows):
     """The sweep that had only these members, or some of them twice."""
     return result._replace(
         grid={name: column[rows] for name, column in result.grid.items()},
-        params={name: leaf[rows] for name, leaf in result.params.items()},
-        kept=np.arange(len(rows)),
+        parts=(
+            Part(
+                lambda place: result.parts[0].sae(rows[place]),
+                {name: leaf[rows] for name, leaf in result.params.items()},
+                np.arange(len(rows)),
+            ),
+        ),
         metrics={name: value[rows] for name, value in result.metrics.items()},
         history={name: log if name == "step" else log[:, rows] for name, log in result.history.items()},
     )
@@ -61,12 +67,8 @@ def repeated(result, times):
 def renamed(result, old, new):
     """The same sweep with an axis called otherwise."""
 
-    def build(row):
-        return result.build({old if name == new else name: value for name, value in row.items()})
-
     return result._replace(
         grid={new if name == old else name: column for name, column in result.grid.items()},
-        build=build,
     )
 
 

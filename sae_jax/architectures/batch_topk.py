@@ -106,6 +106,8 @@ def batch_topk(
         smallest = jnp.min(f, where=f > 0, initial=jnp.inf)
         average = threshold_decay * threshold + (1 - threshold_decay) * smallest
         moved = jnp.where(threshold < 0, smallest, average)
-        return jnp.where((step >= threshold_start) & jnp.isfinite(smallest), moved, threshold)
+        return jnp.where((step >= threshold_start) & jnp.isfinite(smallest), moved, threshold).astype(
+            threshold.dtype
+        )
 
     return SAE(init, encode, decode, loss)

@@ -88,10 +88,7 @@ def crosscoder(
         # sum_i f_i sum_s |W_dec_is|
         norms = jnp.linalg.norm(params["W_dec"], axis=-1).sum(axis=-1)
         error, sparsity, l0 = errors.sum(), losses.l1(f, norms, mean_features=False), losses.l0(f)
-        weight, assigned = l1 * control.warmup(progress.step, l1_warmup), {}
-        if target_l0 is not None:
-            factor, assigned = control.steer(params, l0, target_l0)
-            weight = weight * factor
+        weight, assigned = control.penalty_weight(params, progress.step, l0, l1, l1_warmup, target_l0)
         logs = {"reconstruction": error, "sparsity": sparsity, "l0": l0}
         logs |= {f"reconstruction_{s}": errors[s] for s in range(sources)}
         return error + weight * sparsity, Info(logs, (f > 0).any(axis=0), assigned)

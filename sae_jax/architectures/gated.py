@@ -91,10 +91,7 @@ def gated(
         decoder = {name: leaf for name, leaf in params.items() if name in ("W_dec", "b_dec", "W_skip")}
         decoder = jax.lax.stop_gradient(decoder) if detach_auxiliary else decoder
         auxiliary = losses.squared_error(linear.decode(decoder, open_gate, batch.x), batch.y, False)
-        weight, assigned = l1 * control.warmup(progress.step, l1_warmup), {}
-        if target_l0 is not None:
-            factor, assigned = control.steer(params, l0, target_l0)
-            weight = weight * factor
+        weight, assigned = control.penalty_weight(params, progress.step, l0, l1, l1_warmup, target_l0)
         logs = {"reconstruction": error, "sparsity": sparsity, "auxiliary": auxiliary, "l0": l0}
         return error + weight * sparsity + auxiliary, Info(logs, (f > 0).any(axis=0), assigned)
 

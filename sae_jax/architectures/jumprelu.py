@@ -110,15 +110,15 @@ def jumprelu(
         active = activations.step(counted, threshold, bandwidth, ste_to_input)
         norms = jnp.linalg.norm(params["W_dec"], axis=-1)
         sparsity, l0 = penalty(active, f * norms, target_l0, tanh_scale), losses.l0(f)
-        weight, assigned = l0_coefficient * control.warmup(progress.step, l0_warmup), {}
-        if steering:
-            factor, assigned = control.steer(params, l0, target_l0)
-            weight = weight * factor
+        weight, assigned = control.penalty_weight(
+            params, progress.step, l0, l0_coefficient, l0_warmup, target_l0 if steering else None
+        )
         total, logs = error + weight * sparsity, {"reconstruction": error, "sparsity": sparsity, "l0": l0}
         if has_pre_act:
             # mean_b sum_i ReLU(threshold_i - pi_i) |W_dec_i| [i is dead]
             dead = progress.since_fired > dead_after
-            logs["pre_act"] = (activations.relu(threshold - pre) * dead * norms).sum(axis=-1).mean()
+            shortfall = jnp.where(dead, activations.relu(threshold - pre), 0)
+            logs["pre_act"] = (shortfall * norms).sum(axis=-1).mean()
             total = total + pre_act * logs["pre_act"]
         return total, Info(logs, fired=(f > 0).any(axis=0), assigned=assigned)
 

@@ -108,12 +108,11 @@ def relu(
             control.anneal(progress.step + i, p, p_end, *p_anneal) if annealed else p for i in (0, 1)
         )
         sparsity, l0 = penalty(f, norms, exponent), losses.l0(f)
-        weight, factor, assigned = l1 * control.warmup(progress.step, l1_warmup), 1, {}
-        if target_l0 is not None:
-            factor, assigned = control.steer(params, l0, target_l0)
-        elif annealed:
+        weight, assigned = control.penalty_weight(params, progress.step, l0, l1, l1_warmup, target_l0)
+        if annealed and target_l0 is None:
             factor, assigned = control.continued(params, sparsity, penalty(f, norms, following))
+            weight = weight * factor
         logs = {"reconstruction": error, "sparsity": sparsity, "l0": l0}
-        return error + weight * factor * sparsity, Info(logs, fired=(f > 0).any(axis=0), assigned=assigned)
+        return error + weight * sparsity, Info(logs, fired=(f > 0).any(axis=0), assigned=assigned)
 
     return SAE(init, encode, linear.decode, loss)

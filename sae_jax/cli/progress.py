@@ -123,4 +123,6 @@ def summary(result: SweepResult) -> Table:
 
 
 def _cell(value) -> str:
-    return f"{value:.3g}" if isinstance(value, float | np.floating) else str(value)
+    if isinstance(value, float | np.floating):
+        return "" if np.isnan(value) else f"{value:.3g}"
+    return str(value)

@@ -1,6 +1,5 @@
 """`sae-jax sweep` and `sae-jax train`: from options to a folder of trained members."""
 
-import inspect
 import json
 import shlex
 import sys
@@ -9,40 +8,26 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 import numpy as np
-import optax
 import tyro
 from rich.console import Console
 
+from sae_jax import normalise
 from sae_jax.architectures import find
-from sae_jax.base import SAE, require
+from sae_jax.base import require
 from sae_jax.cli import doctor, folder
+from sae_jax.cli.jobs import Job, prepare
 from sae_jax.cli.progress import StopSignals, Ticker, counted, summary
-from sae_jax.data import InMemory, as_float32, in_memory, read_array
-from sae_jax.grid import Grid, grid, members, parse_axis, zipped
+from sae_jax.program import arguments_of
 from sae_jax.result import SweepResult
-from sae_jax.sweep import request, sweep
-from sae_jax.synthetic import Tokens, seed_tokens
+from sae_jax.sweep import Look, request_all, sweep, sweep_all
+from sae_jax.synthetic import Tokens
 from sae_jax.train import Stopped
-from sae_jax.transforms import unit_norm_decoder
+from sae_jax.trained import TrainedSAE
 
 SAVE_ALL_UP_TO = 256
-
-
-class Defaults(NamedTuple):
-    """What is taken where an option is left out."""
-
-    d_sae: Callable[[int], int]
-    lr: str
-    steps: int
-    l1: str
-    seeds: int
-
-
-ON_TOKENS = Defaults(d_sae=lambda d_in: 6, lr="0.01", steps=500, l1="0.001:1:16", seeds=16)
-ON_DATA = Defaults(d_sae=lambda d_in: 4 * d_in, lr="0.001", steps=5000, l1="0.0001:0.1:8", seeds=1)
 
 
 def _left_out(metavar: str) -> Any:
@@ -63,20 +48,31 @@ class Training:
     """A .npy, .npz or .safetensors array [n, d_in]. Default: the eight tokens."""
     array: Annotated[str | None, _left_out("NAME")] = None
     """Which array of the file, where it holds several."""
+    target: MaybePath = None
+    """A file of rows [n, d_out] that a transcoder is to give."""
     arch: str = "relu"
-    """Architecture."""
-    d_sae: MaybeCount = None
-    """Number of latents. Default: 6 on the tokens, 4 * d_in on data."""
+    """Architectures, with commas between: relu, topk, batch_topk, jumprelu, gated, matryoshka, transcoder,
+    crosscoder."""
+    d_sae: MaybeText = None
+    """Number of latents, or several with commas between. Default: 6 on the tokens, 4 * d_in on data."""
+    l0: MaybeText = None
+    """Active latents per row to arrive at: the k of TopK's family, the target L0 of the others."""
     l1: MaybeText = None
-    """Weight of the sparsity penalty. Default: 0.001:1:16 on the tokens, 0.0001:0.1:8 on data; train: 0.1."""
+    """Weight of the L1 penalty. Default: 0.001:1:16 on the tokens, 0.0001:0.1:8 on data; train: 0.1."""
     lr: MaybeText = None
     """Adam's learning rate. Default: 0.01 on the tokens, 0.001 on data."""
     seeds: MaybeCount = None
     """How many seeds draw initial weights: 0, 1, ... Default: 16 on the tokens, 1 on data; train: 1."""
     arg: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """NAME=VALUES: any other argument of the architecture or of Adam (b1, b2, eps): tied=True, b1=0,0.9."""
+    """NAME=VALUES: any other argument of the architectures that take it, or of Adam (b1, b2, eps):
+    tied=True, k=4,8,16, auxk_loss=auxk.saelens, of=topk, b1=0,0.9."""
     zip: Annotated[str | None, _left_out("AXES")] = None
     """Axes to walk together instead of multiplying, such as l1,lr."""
+    normalise: Annotated[
+        Literal["mean_norm", "unit_mean_square", "centring", "whitening", "layer_norm"] | None,
+        tyro.conf.arg(help_behavior_hint=""),
+    ] = None
+    """Normalise the data; what is saved takes the data as they are. Default: not at all."""
     unit_norm_decoder: bool = False
     """Keep every decoder row at norm 1."""
     batch_size: int = 1024
@@ -100,17 +96,6 @@ class Training:
     as_json: Annotated[bool, tyro.conf.arg(name="json", help="print the result as JSON on stdout")] = False
 
 
-class Job(NamedTuple):
-    """A training run, ready to start."""
-
-    factory: Callable[..., SAE]
-    optimizer: Callable[..., optax.GradientTransformation]
-    table: Grid
-    source: InMemory
-    steps: int
-    tokens: Tokens | None
-
-
 def sweep_command(options: Training) -> int:
     """Train every member of the grid."""
     return _execute("sweep", options, prepare(options))
@@ -118,107 +103,27 @@ def sweep_command(options: Training) -> int:
 
 def train_command(options: Training) -> int:
     """Train a single member."""
+    sparse = options.l0 is not None or "l1" not in arguments_of(find(options.arch.split(",")[0]))
     given = replace(
         options,
-        l1="0.1" if options.l1 is None else options.l1,
+        l1="0.1" if options.l1 is None and not sparse else options.l1,
         seeds=1 if options.seeds is None else options.seeds,
     )
     job = prepare(given)
-    count = members(job.table)
+    count = job.members
     require(count == 1, f"these options make {count} members; train makes one, `sae-jax sweep` makes several")
     return _execute("train", given, job)
-
-
-def prepare(options: Training) -> Job:
-    """Read the data and lay out the grid. What can be said against the input is said here."""
-    architecture = find(options.arch)
-    defaults = ON_TOKENS if options.data is None else ON_DATA
-    tokens = seed_tokens() if options.data is None else None
-    fixed, axes = _arguments(architecture, options, defaults)
-    table = _table(axes, options.zip)
-    x = seed_tokens().x if options.data is None else read_array(options.data, options.array)
-    x = as_float32(x, str(options.data))
-    d_sae = options.d_sae if options.d_sae is not None else defaults.d_sae(x.shape[1])
-    return Job(
-        factory=partial(architecture, d_in=x.shape[1], d_sae=d_sae, **fixed),
-        optimizer=adam_on_unit_norm if options.unit_norm_decoder else adam,
-        table=table,
-        source=in_memory(x, options.batch_size, options.data_seed),
-        steps=options.steps if options.steps is not None else defaults.steps,
-        tokens=tokens,
-    )
-
-
-def adam(learning_rate, b1=0.9, b2=0.999, eps=1e-8):
-    """Adam, by the arguments that the command line can sweep."""
-    return optax.adam(learning_rate, b1, b2, eps)
-
-
-def adam_on_unit_norm(learning_rate, b1=0.9, b2=0.999, eps=1e-8):
-    """Adam, with every decoder row kept at norm 1."""
-    return optax.chain(adam(learning_rate, b1, b2, eps), unit_norm_decoder())
-
-
-def _arguments(
-    architecture: Callable[..., SAE], options: Training, defaults: Defaults
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The options as what is bound in the factory, and the axes."""
-    seeds = options.seeds if options.seeds is not None else defaults.seeds
-    require(seeds >= 1, f"--seeds must be at least 1, got {seeds}")
-    at_once = options.members_at_once
-    require(at_once is None or at_once >= 1, f"--members-at-once must be at least 1, got {at_once}")
-    axes: dict[str, Any] = {
-        "l1": parse_axis(defaults.l1 if options.l1 is None else options.l1),
-        "lr": parse_axis(defaults.lr if options.lr is None else options.lr),
-    }
-    require(min(axes["lr"]) > 0, f"--lr must be above 0, got {min(axes['lr'])}")
-    fixed = {}
-    parameters = inspect.signature(architecture).parameters
-    for argument in options.arg:
-        name, equals, text = argument.partition("=")
-        require(bool(equals), f"--arg takes NAME=VALUES, got {argument!r}")
-        require(
-            name not in {*axes, *fixed, "seed", "d_in", "d_sae"},
-            f"{name} is given twice, or has an option of its own",
-        )
-        kind = parameters[name].annotation if name in parameters else float
-        if kind in (bool, int):
-            fixed[name] = _whole(name, text, kind)
-        else:
-            axes[name] = parse_axis(text)
-    return fixed, {**axes, "seed": range(seeds)}
-
-
-def _whole(name: str, text: str, kind: type) -> bool | int:
-    words = {"true": True, "false": False}
-    if kind is bool:
-        require(text.lower() in words, f"{name} must be True or False, got {text!r}")
-        return words[text.lower()]
-    require(text.isdecimal(), f"{name} must be a whole number, got {text!r}")
-    return int(text)
-
-
-def _table(axes: dict[str, Any], together: str | None) -> Grid:
-    if together is None:
-        return grid(**axes)
-    names = together.split(",")
-    unknown = [name for name in names if name not in axes]
-    require(len(set(names)) == len(names), f"--zip names an axis twice: {together}")
-    require(not unknown, f"--zip names {', '.join(unknown)}, but the axes are {', '.join(axes)}")
-    rest = {name: values for name, values in axes.items() if name not in names}
-    return grid(zipped(**{name: axes[name] for name in names}), **rest)
 
 
 def _execute(command: str, options: Training, job: Job) -> int:
     """Claim the folder, train, write, tell."""
     console = Console(stderr=True, quiet=options.quiet)
-    arguments = {"grid": job.table, "source": job.source, "steps": job.steps}
-    asked = request(job.factory, job.optimizer, **arguments)
+    asked = request_all(job.groups, source=job.source, steps=job.steps)
     out = folder.choose(options.out, options.data, options.resume)
     with (
         folder.claim(out, asked, overwrite=options.overwrite, resume=options.resume) as run,
         StopSignals() as signals,
-        Ticker(console, members(job.table), job.steps) as ticker,
+        Ticker(console, job.members, job.steps) as ticker,
     ):
         if run.finished:
             ticker.say(f"{out} is finished already: there is nothing to resume")
@@ -227,14 +132,7 @@ def _execute(command: str, options: Training, job: Job) -> int:
             return 0
         began = time.monotonic()
         try:
-            result = sweep(
-                job.factory,
-                job.optimizer,
-                **arguments,
-                members_at_once=options.members_at_once,
-                look=lambda look: ticker.show(look) or signals.received is not None,
-                checkpoints=run.checkpoints,
-            )
+            result = _train(job, options, run, lambda look: ticker.show(look) or signals.received is not None)
         except Stopped:
             ticker.say(f"stopped at {ticker.share:.0%}; go on with: {_again(out)}")
             return signals.exit_status
@@ -247,6 +145,8 @@ def _execute(command: str, options: Training, job: Job) -> int:
         Console().print(summary(result))
     if problem := doctor.known_bad():
         console.print(f"[bold red]{problem}[/]")
+    for sentence in result.missed():
+        console.print(sentence, highlight=False, soft_wrap=True)
     kept = {"all": "every member's weights", "frontier": "the frontier's weights", "none": "no weights"}[save]
     console.print(
         f"{counted(about['members'])} in {about['seconds']:.1f} s "
@@ -256,6 +156,23 @@ def _execute(command: str, options: Training, job: Job) -> int:
         soft_wrap=True,
     )
     return 0
+
+
+def _train(job: Job, options: Training, run: folder.Run, look: Callable[[Look], bool]) -> SweepResult:
+    rest = {
+        "source": job.source,
+        "steps": job.steps,
+        "members_at_once": options.members_at_once,
+        "look": look,
+        "checkpoints": run.checkpoints,
+    }
+    if len(job.groups) == 1:
+        result = sweep(*job.groups[0][:2], grid=job.groups[0].grid, **rest)
+    else:
+        result = sweep_all(job.groups, **rest)
+    if job.normalisation is None:
+        return result
+    return result.finished(lambda one: TrainedSAE(*normalise.fold(*one, job.normalisation)))
 
 
 def _write(

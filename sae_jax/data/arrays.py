@@ -13,7 +13,7 @@ ROWS_AT_A_TIME = 65_536
 SUFFIXES = (".npy", ".npz", ".safetensors")
 
 
-def read_array(path: str | Path, name: str | None = None) -> Float[np.ndarray, "n d"]:
+def read_array(path: str | Path, name: str | None = None) -> Float[np.ndarray, "n *d"]:
     """Read a matrix of activations from a `.npy`, `.npz` or `.safetensors` file.
 
     Args:
@@ -48,7 +48,7 @@ def read_array(path: str | Path, name: str | None = None) -> Float[np.ndarray, "
     return checked(array, str(path))
 
 
-def as_float32(array: np.ndarray, label: str) -> Float[np.ndarray, "n d"]:
+def as_float32(array: np.ndarray, label: str) -> Float[np.ndarray, "n *d"]:
     """`array` in float32.
 
     Raises:
@@ -93,7 +93,7 @@ def _choose(path: Path, names: list[str], name: str | None) -> str:
     return name
 
 
-def checked(array: np.ndarray, label: str) -> Float[np.ndarray, "n d"]:
+def checked(array: np.ndarray, label: str) -> Float[np.ndarray, "n *d"]:
     """`array` as float32 or float64 if it can serve as activations.
 
     Args:
@@ -103,9 +103,10 @@ def checked(array: np.ndarray, label: str) -> Float[np.ndarray, "n d"]:
     Raises:
       InputError: see `read_array`.
     """
-    require(array.ndim == 2, f"{label} must be two-dimensional [rows, d_in], got shape {array.shape}")
+    fits = array.ndim in (2, 3)
+    require(fits, f"{label} must be [rows, d_in] (for a crosscoder [rows, sources, d_in]), got {array.shape}")
     require(array.shape[0] > 0, f"{label} has no rows (shape {array.shape})")
-    require(array.shape[1] > 0, f"{label} has no columns (shape {array.shape})")
+    require(min(array.shape[1:]) > 0, f"{label} has no columns (shape {array.shape})")
     is_float = jnp.issubdtype(array.dtype, jnp.floating)
     require(is_float, f"{label} must hold real floating-point numbers, got {array.dtype}")
     if array.dtype.itemsize < 4 or not array.dtype.isnative:
@@ -117,7 +118,7 @@ def checked(array: np.ndarray, label: str) -> Float[np.ndarray, "n d"]:
         wrong = ~np.isfinite(array[start : start + ROWS_AT_A_TIME])
         if wrong.any():
             bad += int(wrong.sum())
-            row, column = np.argwhere(wrong)[0]
-            first = first or (start + int(row), int(column))
+            row, *column = map(int, np.argwhere(wrong)[0])
+            first = first or (start + row, *column)
     require(not bad, f"{label} holds {bad} values that are NaN or infinite, the first at row, column {first}")
     return array

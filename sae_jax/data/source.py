@@ -31,8 +31,8 @@ class Source(Protocol):
 class InMemory:
     """Rows of an array, reshuffled every epoch; see `in_memory`."""
 
-    x: Float[Array, "n d_in"]
-    y: Float[Array, "n d_out"] | None
+    x: Float[Array, "n *d_in"]
+    y: Float[Array, "n *d_out"] | None
     seed: UInt32[Array, ""]
     batch_size: int = struct.field(pytree_node=False)
 
@@ -63,7 +63,7 @@ class InMemory:
 
 
 def in_memory(
-    x: Float[Array | np.ndarray, "n d_in"] | list,
+    x: Float[Array | np.ndarray, "n *d_in"] | list,
     batch_size: int = 1024,
     seed: int = 0,
     *,
@@ -76,7 +76,7 @@ def in_memory(
     is had at once, in any order, inside a compiled loop.
 
     Args:
-      x: activations, [n, d_in], float.
+      x: activations, [n, d_in], float; of several sources, for a crosscoder, [n, sources, d_in].
       batch_size: rows per step; where it reaches n, every batch is all rows in order.
       seed: names the order of the rows.
       y: targets [n, d_out] of the same rows, for a transcoder; None where the SAE gives back `x`.
@@ -94,7 +94,8 @@ def in_memory(
     """
     x = np.asarray(x) if isinstance(x, list) else x
     for name, array in [("x", x)] if y is None else [("x", x), ("y", y)]:
-        require(array.ndim == 2, f"{name} must be [rows, width], got shape {tuple(array.shape)}")
+        fits = array.ndim in (2, 3)
+        require(fits, f"{name} must be [rows, width] (or [rows, sources, width]), got {tuple(array.shape)}")
         require(len(array) > 0, f"{name} has no rows")
         require(
             jnp.issubdtype(array.dtype, jnp.floating), f"{name} must be floating point, got {array.dtype}"

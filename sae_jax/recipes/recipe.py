@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import optax
 
-from sae_jax.base import SAE, InputError
+from sae_jax.base import SAE, InputError, require
 
 
 class Recipe(NamedTuple):
@@ -16,7 +16,7 @@ class Recipe(NamedTuple):
     Example:
       >>> factory, optimizer = recipes.saelens_topk(d_in=64, d_sae=256, k=8)
       >>> sae, chain = factory(), optimizer()
-      >>> result = sweep(factory, optimizer, grid=grid(k=[4, 8, 16], seed=range(4)), source=source, steps=5000)
+      >>> result = sweep(factory, optimizer, grid=grid(k=[4, 8, 16]), source=source, steps=5000)
     """
 
     factory: Callable[..., SAE]
@@ -44,6 +44,9 @@ def recipe(build: Callable[..., Recipe]) -> Callable[..., Recipe]:
         ]
         if missing:
             raise InputError(f"recipes.{build.__name__} needs {', '.join(missing)}")
+        # some take a learning rate from the width before any architecture has looked at it
+        for name in ("d_in", "d_sae"):
+            require(keywords.get(name, 1) >= 1, f"{name} must be at least 1, got {keywords.get(name)}")
         return build(**keywords)
 
     return checked

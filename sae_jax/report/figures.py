@@ -3,6 +3,7 @@
 Figures are made directly rather than by pyplot: no display, no global state, and a second less to import.
 """
 
+import itertools
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,9 @@ from sae_jax.result import SweepResult
 
 HUES = ("#2c6fbb", "#a8479e", "#ef7d32")
 """From low to high; none so pale or so dark that white or black paper swallows it."""
+
+CATEGORIES = ("#2c6fbb", "#ef7d32", "#2a9d6f", "#a8479e", "#c23b3b", "#8a6d3b", "#3fa7bd", "#777777")
+"""For architectures, which have no order; readable on white and on black."""
 
 LABELS = {
     "l0": "L0: active latents per row",
@@ -84,7 +88,8 @@ def frontier(
       result: the sweep.
       x: column across; less is better.
       y: column up; less is better, except of `explained_variance`.
-      color: the hyper-parameter that colours the points; None for the first that is swept, seeds aside.
+      color: the hyper-parameter that colours the points; None for the first that is swept, seeds aside, and
+        where there are several architectures or widths for these, each with a frontier of its own.
       ax: where to draw; None for a new figure.
 
     Returns:
@@ -96,6 +101,9 @@ def frontier(
     ax = ax or _new_axes(7.0, 4.6)
     columns = {**result.metrics, **result.table}
     ok = result.status == "ok"
+    if color is None and result.groups:
+        best = _frontiers(result, x, y, ax)
+        return _labelled(ax, x, y, ok, columns[y][ok], columns[y][best])
     color = color or next(iter(swept(result)), None)
     shade = {} if color is None else _shade(result.grid[color][ok])
     points = ax.scatter(
@@ -106,7 +114,25 @@ def frontier(
     best = pareto(result, x, y)
     # below the points, so that theirs are the colours seen
     ax.plot(columns[x][best], columns[y][best], color="#555", lw=1.2, zorder=0.9, label="frontier")
-    floor = lowest_shown(columns[y][ok], columns[y][best]) if y == "explained_variance" else None
+    return _labelled(ax, x, y, ok, columns[y][ok], columns[y][best])
+
+
+def _frontiers(result: SweepResult, x: str, y: str, ax: Axes) -> np.ndarray:
+    """Each group's members and frontier; the members on any of them."""
+    columns = {**result.metrics, **result.table}
+    fronts = []
+    for (label, group), hue in zip(result.groups.items(), itertools.cycle(CATEGORIES), strict=False):
+        shown = group[result.status[group] == "ok"]
+        ax.scatter(columns[x][shown], columns[y][shown], s=16, alpha=0.8, linewidths=0, color=hue)
+        best = pareto(result, x, y, group)
+        ax.plot(columns[x][best], columns[y][best], color=hue, lw=1.4, label=label)
+        fronts.append(best)
+    return np.concatenate(fronts)
+
+
+def _labelled(ax: Axes, x: str, y: str, ok: np.ndarray, values: np.ndarray, best: np.ndarray) -> Axes:
+    """The words around a frontier, and its limits."""
+    floor = lowest_shown(values, best) if y == "explained_variance" else None
     if floor is not None:
         ax.set_ylim(bottom=floor)
     diverged = int((~ok).sum())
@@ -205,17 +231,25 @@ def save(ax: Axes, path: str | Path, dpi: int = 150) -> None:
 
 
 def swept(result: SweepResult) -> list[str]:
-    """Names of the hyper-parameters that take more than one value, `seed` aside."""
-    return [name for name, column in result.grid.items() if name != "seed" and np.unique(column).size > 1]
+    """Names of the hyper-parameters that take more than one value, `seed` aside, and that every member has."""
+    return [
+        name
+        for name, column in result.grid.items()
+        if name != "seed" and np.unique(column).size > 1 and (column.dtype.kind == "U" or np.isfinite(column).all())
+    ]
 
 
-def pareto(result: SweepResult, x: str = "l0", y: str = "explained_variance") -> np.ndarray:
+def pareto(
+    result: SweepResult, x: str = "l0", y: str = "explained_variance", among: np.ndarray | None = None
+) -> np.ndarray:
     """`result.frontier` by what is drawn: of `explained_variance` more is better."""
-    return result.frontier(x, "fvu" if y == "explained_variance" else y)
+    return result.frontier(x, "fvu" if y == "explained_variance" else y, among)
 
 
 def log_spaced(values: np.ndarray) -> bool:
     """Whether the median lies nearer the geometric than the arithmetic middle of the ends."""
+    if values.dtype.kind == "U":
+        return False
     values = np.unique(values).astype(float)
     if values[0] <= 0 or values.size < 3:
         return False

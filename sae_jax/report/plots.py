@@ -4,6 +4,7 @@ What a user named goes through `_words`: plotly reads some HTML in labels, and s
 """
 
 import html
+import itertools
 import math
 from collections.abc import Iterable
 from typing import Any
@@ -13,7 +14,16 @@ import numpy as np
 from matplotlib.colors import LinearSegmentedColormap, to_hex
 
 from sae_jax.metrics import DENSITY_BINS
-from sae_jax.report.figures import HUES, LABELS, log_spaced, lowest_shown, quartiles, swept
+from sae_jax.report.figures import (
+    CATEGORIES,
+    HUES,
+    LABELS,
+    log_spaced,
+    lowest_shown,
+    pareto,
+    quartiles,
+    swept,
+)
 from sae_jax.result import COLUMNS, SweepResult
 from sae_jax.synthetic import Tokens
 
@@ -37,8 +47,35 @@ def frontier(result: SweepResult, best: np.ndarray) -> Plot | None:
     points = drawable[thin(drawable.size, np.searchsorted(drawable, best), MOST_POINTS)]
     color = next(iter(swept(result)), None)
     floor = lowest_shown(ys[points], ys[best])
-    marker = {"color": HUES[0]} if color is None else _shade(result.grid[color][points], color)
-    dots = {
+    if result.groups:
+        data = [
+            trace
+            for (label, group), hue in zip(result.groups.items(), itertools.cycle(CATEGORIES), strict=False)
+            for trace in (
+                _line(xs, ys, pareto(result, among=group), {"color": hue}, name=_words(label)),
+                _dots(result, xs, ys, np.intersect1d(points, group), {"color": hue}),
+            )
+        ]
+    else:
+        marker = {"color": HUES[0]} if color is None else _shade(result.grid[color][points], color)
+        data = [_line(xs, ys, best, {}, showlegend=False), _dots(result, xs, ys, points, marker)]
+    top = float(max(ys[points].max(), 0))
+    limits = {} if floor is None else {"range": [floor, top + 0.05 * (top - floor)]}
+    return _plot(
+        data,
+        xaxis={"title": {"text": LABELS["l0"]}},
+        yaxis={"title": {"text": LABELS["explained_variance"]}, **limits},
+        hovermode="closest",
+    )
+
+
+def _line(xs: np.ndarray, ys: np.ndarray, best: np.ndarray, line: Plot, **more) -> Plot:
+    place = {"x": _plain(xs[best]), "y": _plain(ys[best]), "line": {"width": 1.5, **line}}
+    return {"type": "scatter", "mode": "lines", **place, "hoverinfo": "skip", **more}
+
+
+def _dots(result: SweepResult, xs: np.ndarray, ys: np.ndarray, points: np.ndarray, marker: Plot) -> Plot:
+    return {
         "type": "scatter",
         "mode": "markers",
         "x": _plain(xs[points]),
@@ -46,23 +83,8 @@ def frontier(result: SweepResult, best: np.ndarray) -> Plot | None:
         "marker": {"size": 8, "opacity": 0.85, **marker},
         "hoverinfo": "text",
         "hovertext": [_words(told(result, index, "\n", COLUMNS)) for index in points.tolist()],
+        "showlegend": False,
     }
-    line = {
-        "type": "scatter",
-        "mode": "lines",
-        "x": _plain(xs[best]),
-        "y": _plain(ys[best]),
-        "line": {"width": 1.5},
-        "hoverinfo": "skip",
-    }
-    top = float(max(ys[points].max(), 0))
-    limits = {} if floor is None else {"range": [floor, top + 0.05 * (top - floor)]}
-    return _plot(
-        [line, dots],
-        xaxis={"title": {"text": LABELS["l0"]}},
-        yaxis={"title": {"text": LABELS["explained_variance"]}, **limits},
-        hovermode="closest",
-    )
 
 
 def curves(result: SweepResult, name: str) -> Plot:
@@ -189,7 +211,8 @@ def told(result: SweepResult, index: int, between: str, metrics: Iterable[str] =
     """A member in words: its number, its hyper-parameters, and some of its metrics."""
     measured = {"loss": result.history["loss"][-1], **result.metrics}
     parts = {**result.grid, **{name: measured[name] for name in metrics}}
-    return between.join([f"member {index}", *(f"{name} {short(parts[name][index])}" for name in parts)])
+    has = {name: column[index] for name, column in parts.items() if short(column[index]) != "nan"}
+    return between.join([f"member {index}", *(f"{name} {short(value)}" for name, value in has.items())])
 
 
 def _words(text: str) -> str:
@@ -213,6 +236,8 @@ def _plot(data: list[Plot], **layout) -> Plot:
 
 
 def _position(values: np.ndarray) -> np.ndarray:
+    if np.asarray(values).dtype.kind == "U":
+        return np.unique(values, return_inverse=True)[1].astype(float)
     values = np.asarray(values, float)
     return np.log10(values) if log_spaced(values) else values
 

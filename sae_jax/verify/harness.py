@@ -32,6 +32,8 @@ class Report(NamedTuple):
     errors: dict[str, dict[str, float]]
     """Stage (`forward`, `loss`, `gradients`, `trained`) -> quantity -> max |a - b| / max |b|."""
     bounds: dict[str, float]
+    means: dict[str, float] | None = None
+    """Each term of the loss here, averaged over the steps: one that is 0 throughout has proved nothing."""
 
     @property
     def worst(self) -> dict[str, float]:
@@ -51,11 +53,14 @@ def compare(
     *,
     module: "torch.nn.Module",
     names: Mapping[str, str],
-    observe: Callable[["torch.nn.Module", "torch.Tensor"], dict[str, "torch.Tensor"]],
+    observe: Callable[..., dict[str, "torch.Tensor"]],
     torch_optimizer: Callable[[Any], "torch.optim.Optimizer"],
     batches: np.ndarray,
+    targets: np.ndarray | None = None,
     steps: int = 500,
     dtype: str = "float64",
+    since_fired: np.ndarray | None = None,
+    after_backward: Callable[["torch.nn.Module"], None] | None = None,
     after_step: Callable[["torch.nn.Module"], None] | None = None,
     bounds: Mapping[str, float] | None = None,
 ) -> Report:
@@ -63,7 +68,10 @@ def compare(
 
     Both start from `params` and see batch i mod n at step i. Compared are: what the first forward pass
     gives; the loss and each of its terms; the gradient of every parameter; every parameter after `steps`
-    optimizer steps.
+    optimizer steps, and the mean of every term over them.
+
+    `observe` is called once per step, in order, so a module may keep its own count of steps, of dead
+    latents, of a threshold's average, in buffers.
 
     Args:
       sae: the model here.
@@ -72,13 +80,19 @@ def compare(
       module: the model there; its parameters are overwritten.
       names: our parameter names to the module's; `.T` at the end says that the tensor is transposed there:
         `{"W_enc": "encoder.0.weight.T", "b_enc": "encoder.0.bias", ...}`. Each parameter of the module must
-        be named.
-      observe: `(module, x) -> tensors by name`: `loss`, and any of `f`, `x_hat` and the names of our logs
-        (`reconstruction`, `sparsity`, `l0`); what it leaves out is not compared.
+        be named. A leaf that is set rather than learned (`threshold` of `batch_topk`, `log_penalty`) may be
+        a buffer there; a buffer has no gradient, so ours must be 0.
+      observe: `(module, x) -> tensors by name`, or `(module, x, y)` where there are targets: `loss`, and any
+        of `f`, `x_hat` and the names of our logs (`reconstruction`, `sparsity`, `l0`); what it leaves out is
+        not compared. `f` is what `sae.encode` gives, which for `batch_topk` goes by the threshold.
       torch_optimizer: makes the optimizer from the module's parameters.
-      batches: [n, batch, d_in].
+      batches: [n, batch, d_in]; of a crosscoder [n, batch, sources, d_in].
+      targets: [n, batch, d_out]; None for `batches` themselves.
       steps: how long to train.
       dtype: "float64" or "float32".
+      since_fired: steps since each latent was active, at the start [d_sae]; None for 0. What the module
+        keeps of it, it has to start at the same.
+      after_backward: what is done to the module's gradients (or weights) before each step: clipping, say.
       after_step: what is done to the module after each step, a constraint on the decoder say.
       bounds: largest relative error by stage; None for `BOUNDS[dtype]`.
 
@@ -96,11 +110,18 @@ def compare(
     require(steps >= 1, f"steps must be at least 1, got {steps}")
     require(dtype in BOUNDS, f"dtype must be one of {', '.join(BOUNDS)}, got {dtype!r}")
     require(
-        batches.ndim == 3 and len(batches) > 0, f"batches must be [n, batch, d_in], got shape {batches.shape}"
+        batches.ndim >= 3 and len(batches) > 0, f"batches must be [n, batch, d_in], got shape {batches.shape}"
+    )
+    y = batches if targets is None else targets
+    require(
+        y.ndim == batches.ndim and y.shape[:2] == batches.shape[:2],
+        f"targets must be one row per row of batches, {batches.shape[:2]}, got shape {y.shape}",
     )
     with jax.enable_x64(True) if dtype == "float64" else nullcontext():
-        ours = _train_here(sae, optimizer, params, batches, steps, dtype)
-    theirs = _train_there(module, names, observe, torch_optimizer, params, batches, steps, dtype, after_step)
+        ours, means = _train_here(sae, optimizer, params, batches, y, since_fired, steps, dtype)
+    hooks = after_backward or _nothing, after_step or _nothing
+    data = (batches,) if targets is None else (batches, targets)
+    theirs = _train_there(module, names, observe, torch_optimizer, params, data, steps, dtype, hooks)
     for stage in ours:
         unknown = sorted(set(theirs[stage]) - set(ours[stage]))
         require(
@@ -111,7 +132,7 @@ def compare(
         for stage in ours
     }
     errors = {stage: by_name for stage, by_name in errors.items() if by_name}
-    return Report(dtype, steps, errors, dict(bounds or BOUNDS[dtype]))
+    return Report(dtype, steps, errors, dict(bounds or BOUNDS[dtype]), means)
 
 
 def relative_error(ours: np.ndarray, theirs: np.ndarray) -> float:
@@ -121,36 +142,68 @@ def relative_error(ours: np.ndarray, theirs: np.ndarray) -> float:
     return float(np.abs(ours - theirs).max() / (np.abs(theirs).max() or 1.0))
 
 
-def _train_here(sae, optimizer, params, batches, steps, dtype) -> dict[str, dict[str, np.ndarray]]:
+Stages = dict[str, dict[str, np.ndarray]]
+
+
+def _train_here(
+    sae, optimizer, params, batches, targets, since_fired, steps, dtype
+) -> tuple[Stages, dict[str, float]]:
     params = {name: jnp.asarray(leaf, dtype) for name, leaf in params.items()}
-    data = [Batch(x, x) for x in jnp.asarray(batches, dtype)]
+    data = Batch(jnp.asarray(batches, dtype), jnp.asarray(targets, dtype))
     state = state_from(params, optimizer)
+    if since_fired is not None:
+        since_fired = jnp.asarray(since_fired, state.progress.since_fired.dtype)
+        state = state._replace(progress=state.progress._replace(since_fired=since_fired))
+    step = make_step(sae, optimizer)
+
+    @jax.jit
+    def first(state):
+        x = data.x[0]
+        f = sae.encode(state.params, x)
+        gradients, logs = jax.grad(_loss_and_logs(sae), has_aux=True)(
+            state.params, Batch(x, data.y[0]), state.progress
+        )
+        return {
+            "forward": {"f": f, "x_hat": sae.decode(state.params, f, x)},
+            "loss": logs,
+            "gradients": gradients,
+        }
+
+    @jax.jit
+    def train(state):
+        # one compiled loop: five hundred calls of a small step would be mostly calls
+        batch = lambda i: jax.tree.map(lambda rows: rows[i % len(rows)], data)  # noqa: E731
+        return jax.lax.scan(lambda state, i: step(state, batch(i)), state, jnp.arange(steps))
+
     # Default matrix products on an accelerator round to fewer bits than the dtype has.
     with jax.default_matmul_precision("highest"):
-        f = sae.encode(params, data[0].x)
-        (value, info), gradients = jax.value_and_grad(sae.loss, has_aux=True)(params, data[0], state.progress)
-        forward = {"f": f, "x_hat": sae.decode(params, f)}
-        step = jax.jit(make_step(sae, optimizer))
-        for i in range(steps):
-            state, _ = step(state, data[i % len(data)])
-    stages = {
-        "forward": forward,
-        "loss": {"loss": value, **info.logs},
-        "gradients": gradients,
-        "trained": state.params,
+        stages = first(state)
+        state, history = train(state)
+    means = {name: np.asarray(values, np.float64).mean() for name, values in history.items()}
+    stages["trained"] = {**state.params, **{f"mean {name}": mean for name, mean in means.items()}}
+    return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), stages), {
+        name: float(mean) for name, mean in means.items()
     }
-    return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), stages)
+
+
+def _loss_and_logs(sae: SAE):
+    def loss(params, batch, progress):
+        value, info = sae.loss(params, batch, progress)
+        return value, {"loss": value, **info.logs}
+
+    return loss
 
 
 def _train_there(
-    module, names, observe, torch_optimizer, params, batches, steps, dtype, after_step
+    module, names, observe, torch_optimizer, params, data, steps, dtype, hooks
 ) -> dict[str, dict[str, np.ndarray]]:
     import torch
 
     module.to(getattr(torch, dtype))
-    parameters = dict(module.named_parameters())
-    _require_names(parameters, names, params)
-    tensors = {ours: parameters[theirs.removesuffix(".T")] for ours, theirs in names.items()}
+    _require_names(module, names, params)
+    kept = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    tensors = {ours: kept[theirs.removesuffix(".T")] for ours, theirs in names.items()}
+    after_backward, after_step = map(torch.no_grad(), hooks)
 
     def as_ours(name: str, tensor: torch.Tensor) -> np.ndarray:
         array = tensor.detach().to(torch.float64).numpy().copy()
@@ -160,49 +213,56 @@ def _train_there(
         for name, tensor in tensors.items():
             start = torch.as_tensor(np.array(params[name], np.float64))
             tensor.copy_(start.T if names[name].endswith(".T") else start)
-    data = torch.as_tensor(batches).to(getattr(torch, dtype))
-
-    seen = observe(module, data[0])
-    require("loss" in seen, f"observe must give a 'loss', got {', '.join(seen) or 'nothing'}")
-    module.zero_grad()
-    seen["loss"].backward()
-    arrays = {name: tensor.detach().to(torch.float64).numpy() for name, tensor in seen.items()}
-    forward = ("f", "x_hat")
-    stages = {
-        "forward": {name: array for name, array in arrays.items() if name in forward},
-        "loss": {name: array for name, array in arrays.items() if name not in forward},
-        "gradients": {name: as_ours(name, _gradient(name, tensor)) for name, tensor in tensors.items()},
-    }
-
+    data = [torch.as_tensor(rows).to(getattr(torch, dtype)) for rows in data]
     optimizer = torch_optimizer(module.parameters())
+    stages, sums = {}, {}
     for i in range(steps):
         optimizer.zero_grad()
-        observe(module, data[i % len(data)])["loss"].backward()
+        seen = observe(module, *(rows[i % len(rows)] for rows in data))
+        require("loss" in seen, f"observe must give a 'loss', got {', '.join(seen) or 'nothing'}")
+        seen["loss"].backward()
+        arrays = {name: tensor.detach().to(torch.float64).numpy() for name, tensor in seen.items()}
+        forward = {name: arrays.pop(name) for name in ("f", "x_hat") if name in arrays}
+        if not stages:
+            gradients = {name: as_ours(name, _gradient(name, tensor)) for name, tensor in tensors.items()}
+            stages = {"forward": forward, "loss": arrays, "gradients": gradients}
+        sums = {name: sums.get(name, 0.0) + array for name, array in arrays.items()}
+        after_backward(module)
         optimizer.step()
-        if after_step is not None:
-            with torch.no_grad():
-                after_step(module)
-    return {**stages, "trained": {name: as_ours(name, tensor) for name, tensor in tensors.items()}}
+        after_step(module)
+    trained = {name: as_ours(name, tensor) for name, tensor in tensors.items()}
+    means = {f"mean {name}": np.asarray(total / steps) for name, total in sums.items()}
+    return {**stages, "trained": {**trained, **means}}
+
+
+def _nothing(module: "torch.nn.Module") -> None:
+    pass
 
 
 def _gradient(name: str, tensor: "torch.Tensor") -> "torch.Tensor":
+    import torch
+
+    if not isinstance(tensor, torch.nn.Parameter):
+        return torch.zeros_like(tensor)
     if tensor.grad is None:
         raise InputError(f"the module's loss does not depend on the parameter that {name} is mapped to")
     return tensor.grad
 
 
-def _require_names(parameters: Mapping[str, Any], names: Mapping[str, str], params: Params) -> None:
+def _require_names(module: "torch.nn.Module", names: Mapping[str, str], params: Params) -> None:
+    parameters = dict(module.named_parameters())
+    kept = {**parameters, **dict(module.named_buffers())}
     missing = [name for name in params if name not in names]
     require(not missing, f"the map names no counterpart of {', '.join(missing)}")
     strange = [name for name in names if name not in params]
     require(not strange, f"the map names {', '.join(strange)}, but the SAE has {', '.join(params)}")
     theirs = {name.removesuffix(".T") for name in names.values()}
-    unknown = sorted(theirs - set(parameters))
+    unknown = sorted(theirs - set(kept))
     require(not unknown, f"the module has no parameter {', '.join(unknown)}; it has {', '.join(parameters)}")
     unnamed = sorted(set(parameters) - theirs)
     require(not unnamed, f"the map leaves out the module's {', '.join(unnamed)}")
     for name, path in names.items():
-        shape = tuple(parameters[path.removesuffix(".T")].shape)
+        shape = tuple(kept[path.removesuffix(".T")].shape)
         shape = shape[::-1] if path.endswith(".T") else shape
         ours = tuple(np.shape(params[name]))
         require(

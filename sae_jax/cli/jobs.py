@@ -1,0 +1,243 @@
+"""From the options of `sae-jax sweep` and `train` to what is trained: one group per architecture and width."""
+
+import collections.abc
+import typing
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any, NamedTuple
+
+import optax
+
+from sae_jax import normalise
+from sae_jax.architectures import convention, find
+from sae_jax.base import SAE, require
+from sae_jax.data import Source, as_float32, in_memory, read_array
+from sae_jax.grid import Grid, grid, members, parse_axis, zipped
+from sae_jax.program import arguments_of
+from sae_jax.sweep import Group
+from sae_jax.synthetic import Tokens, seed_tokens
+from sae_jax.transforms import unit_norm_decoder
+
+OPTIONS = {"l1": "--l1", "lr": "--lr", "seed": "--seeds", "d_sae": "--d-sae"}
+"""Arguments that have an option of their own."""
+FROM_DATA = ("d_in", "d_out", "sources")
+"""Arguments that the data tell."""
+NORMALISATIONS = {
+    "mean_norm": normalise.mean_norm,
+    "unit_mean_square": normalise.unit_mean_square,
+    "centring": normalise.centring,
+    "whitening": normalise.whitening,
+    "layer_norm": lambda x: normalise.layer_norm,
+}
+
+
+class Defaults(NamedTuple):
+    """What is taken where an option is left out."""
+
+    d_sae: Callable[[int], int]
+    lr: str
+    steps: int
+    sparsity: dict[str, str]
+    """Values by the argument that sets sparsity; an architecture's is the first that it takes."""
+    seeds: int
+
+
+ON_TOKENS = Defaults(
+    d_sae=lambda d_in: 6,
+    lr="0.01",
+    steps=500,
+    sparsity={"k": "1,2,3", "l1": "0.001:1:16", "l0_coefficient": "0.001:1:16"},
+    seeds=16,
+)
+ON_DATA = Defaults(
+    d_sae=lambda d_in: 4 * d_in,
+    lr="0.001",
+    steps=5000,
+    sparsity={"k": "2,4,8,16,32", "l1": "0.0001:0.1:8", "l0_coefficient": "0.0001:0.1:8"},
+    seeds=1,
+)
+
+
+class Job(NamedTuple):
+    """A training run, ready to start."""
+
+    groups: tuple[Group, ...]
+    source: Source
+    steps: int
+    tokens: Tokens | None
+    normalisation: Any
+    """What the rows went through, to be folded into the weights; None for nothing."""
+
+    @property
+    def members(self) -> int:
+        """How many members all groups have together."""
+        return sum(members(group.grid) for group in self.groups)
+
+
+def prepare(options: Any) -> Job:
+    """Read the data and lay out the grids. What can be said against the input is said here."""
+    builders = [find(name) for name in options.arch.split(",")]
+    require(len(set(builders)) == len(builders), f"--arch names an architecture twice: {options.arch}")
+    on_tokens = options.data is None
+    defaults = ON_TOKENS if on_tokens else ON_DATA
+    x = (
+        seed_tokens().x
+        if on_tokens
+        else as_float32(read_array(options.data, options.array), str(options.data))
+    )
+    y = None if options.target is None else as_float32(read_array(options.target), str(options.target))
+    source = in_memory(x, options.batch_size, options.data_seed, y=y)
+    normalisation = None
+    if options.normalise is not None:
+        require(y is None, "--normalise is for data that are their own target, not for --target")
+        normalisation = NORMALISATIONS[options.normalise](x)
+        source = normalise.normalised(source, normalisation)
+    widths = (
+        [defaults.d_sae(x.shape[-1])] if options.d_sae is None else _whole_numbers("--d-sae", options.d_sae)
+    )
+    words = _words(options.arg)
+    shapes = {"d_in": x.shape[-1], "sources": x.shape[1]} | ({} if y is None else {"d_out": y.shape[-1]})
+    shaped = [_shaped(build, words, shapes, options) for build in builders]
+    optimizer = adam_on_unit_norm if options.unit_norm_decoder else adam
+    _require_taken([*words, *(["l1"] if options.l1 is not None else [])], shaped, optimizer)
+    groups = [
+        Group(partial(factory, d_sae=d_sae), optimizer, _table(factory, d_sae, words, options, defaults))
+        for factory in shaped
+        for d_sae in widths
+    ]
+    steps = options.steps if options.steps is not None else defaults.steps
+    return Job(tuple(groups), source, steps, seed_tokens() if on_tokens else None, normalisation)
+
+
+def adam(learning_rate, b1=0.9, b2=0.999, eps=1e-8):
+    """Adam, by the arguments that the command line can sweep."""
+    return optax.adam(learning_rate, b1, b2, eps)
+
+
+def adam_on_unit_norm(learning_rate, b1=0.9, b2=0.999, eps=1e-8):
+    """Adam, with every decoder row kept at norm 1."""
+    return optax.chain(adam(learning_rate, b1, b2, eps), unit_norm_decoder())
+
+
+def _words(arguments: Iterable[str]) -> dict[str, str]:
+    """`--arg NAME=VALUES` as names and texts."""
+    words: dict[str, str] = {}
+    for argument in arguments:
+        name, equals, text = argument.partition("=")
+        require(bool(equals), f"--arg takes NAME=VALUES, got {argument!r}")
+        require(name not in OPTIONS, f"{name} has an option of its own: {OPTIONS.get(name)}")
+        require(name not in FROM_DATA, f"{name} is told by the data")
+        require(name not in words, f"{name} is given twice")
+        words[name] = text
+    return words
+
+
+def _shaped(
+    build: Callable[..., SAE], words: dict[str, str], shapes: dict[str, int], options: Any
+) -> Callable[..., SAE]:
+    """The architecture with what the data tell, and what sets a shape or a branch, bound."""
+    if "of" in words and "of" in arguments_of(build):
+        build = partial(build, of=convention(words["of"]))
+    arguments = arguments_of(build)
+    if "d_out" in arguments:
+        require("d_out" in shapes, "a transcoder needs --target FILE: the rows that it is to give")
+    elif options.target is not None:
+        require(False, f"--target is for --arch transcoder, not for {options.arch}")
+    told = {name: size for name, size in shapes.items() if name in arguments}
+    fixed = {
+        name: _value(name, text, arguments[name].annotation)
+        for name, text in words.items()
+        if name in arguments and name != "of" and not _may_be_swept(arguments[name].annotation)
+    }
+    return partial(build, **told, **fixed)
+
+
+def _table(
+    factory: Callable[..., SAE], d_sae: int, words: dict[str, str], options: Any, defaults: Defaults
+) -> Grid:
+    """The grid of one architecture at one width."""
+    require(d_sae >= 1, f"--d-sae must be at least 1, got {d_sae}")
+    arguments = arguments_of(factory)
+    name = next((name for name in defaults.sparsity if name in arguments), None)
+    axes: dict[str, Any] = {}
+    if options.l0 is not None:
+        target = "k" if "k" in arguments else "target_l0"
+        require(target in arguments, f"{options.arch} has no argument that --l0 could set")
+        axes[target] = parse_axis(options.l0)
+    elif name is not None and name not in words and "target_l0" not in words:
+        given = options.l1 if name == "l1" else None
+        axes[name] = parse_axis(defaults.sparsity[name] if given is None else given)
+        if name == "k" and given is None:
+            axes[name] = [k for k in axes[name] if k <= d_sae] or [1]
+    if options.l1 is not None and "l1" in arguments:
+        axes["l1"] = parse_axis(options.l1)
+    axes["lr"] = parse_axis(defaults.lr if options.lr is None else options.lr)
+    require(min(axes["lr"]) > 0, f"--lr must be above 0, got {min(axes['lr'])}")
+    optimizers = arguments_of(adam)
+    for word, text in words.items():
+        swept = word in arguments and _may_be_swept(arguments[word].annotation)
+        require(not (swept and word in axes), f"{word} is given twice, by --l0 and by --arg")
+        if swept or (word in optimizers and word not in arguments):
+            axes[word] = parse_axis(text)
+    if "k" in axes:
+        axes["k"] = [int(k) if k == int(k) else k for k in axes["k"]]
+    seeds = options.seeds if options.seeds is not None else defaults.seeds
+    require(seeds >= 1, f"--seeds must be at least 1, got {seeds}")
+    axes["seed"] = range(seeds)
+    return _product(axes, options.zip)
+
+
+def _product(axes: dict[str, Any], together: str | None) -> Grid:
+    if together is None:
+        return grid(**axes)
+    names = together.split(",")
+    unknown = [name for name in names if name not in axes]
+    require(len(set(names)) == len(names), f"--zip names an axis twice: {together}")
+    require(not unknown, f"--zip names {', '.join(unknown)}, but the axes are {', '.join(axes)}")
+    rest = {name: values for name, values in axes.items() if name not in names}
+    return grid(zipped(**{name: axes[name] for name in names}), **rest)
+
+
+def _require_taken(names: list[str], factories: list[Callable[..., SAE]], optimizer: Callable) -> None:
+    """Every argument given is one that some architecture, or the optimizer, takes."""
+    known = {name for taker in (*factories, optimizer) for name in arguments_of(taker)}
+    for name in names:
+        listed = ", ".join(sorted(known - {*FROM_DATA, "d_sae", "learning_rate", "reconstruction"}))
+        require(name in known, f"nothing takes the argument {name!r}; there are: {listed}")
+
+
+def _may_be_swept(annotation: Any) -> bool:
+    """Whether an argument is a number that may be traced: its annotation says so by naming an array."""
+    return any(
+        "jaxtyping" in str(getattr(kind, "__module__", "")) or "Shaped" in str(kind)
+        for kind in _kinds(annotation)
+    )
+
+
+def _kinds(annotation: Any) -> tuple[Any, ...]:
+    return typing.get_args(annotation) or (annotation,)
+
+
+def _value(name: str, text: str, annotation: Any) -> Any:
+    """What the text of an argument that sets a shape or a branch stands for."""
+    kinds = (annotation, *_kinds(annotation))
+    if any(typing.get_origin(kind) is collections.abc.Callable for kind in kinds):
+        return convention(text)
+    if any(typing.get_origin(kind) is tuple for kind in kinds):
+        return tuple(int(value) if value == int(value) else value for value in parse_axis(text))
+    if bool in kinds:
+        words = {"true": True, "false": False}
+        require(text.lower() in words, f"{name} must be True or False, got {text!r}")
+        return words[text.lower()]
+    if int in kinds:
+        return _whole_numbers(name, text)[0]
+    values = parse_axis(text)
+    require(len(values) == 1, f"{name} sets a shape or a branch, so it takes one value, got {text!r}")
+    return values[0]
+
+
+def _whole_numbers(name: str, text: str) -> list[int]:
+    parts = text.split(",")
+    for part in parts:
+        require(part.strip().isdecimal(), f"{name} must be a whole number, got {part.strip()!r}")
+    return [int(part) for part in parts]
