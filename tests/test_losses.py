@@ -159,7 +159,8 @@ def test_a_decoder_row_of_zeros_has_a_finite_gradient_under_its_norm():
     params = sae.init(jax.random.key(0))
     params["W_dec"] = params["W_dec"].at[1].set(0)
     batch = sae_jax.Batch(jnp.ones((2, 3)), jnp.ones((2, 3)))
-    gradients = jax.grad(lambda params: sae.loss(params, batch, None)[0])(params)
+    progress = sae_jax.Progress(jnp.int32(0), jnp.zeros(4, jnp.int32))
+    gradients = jax.grad(lambda params: sae.loss(params, batch, progress)[0])(params)
     for name, gradient in gradients.items():
         assert jnp.isfinite(gradient).all(), name
 

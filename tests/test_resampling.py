@@ -1,5 +1,7 @@
 """Resampling: dead latents start again exactly as the formulas say, and nothing else changes."""
 
+from functools import cache
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ import optax
 import pytest
 
 import sae_jax
-from sae_jax import Batch, InputError, Progress, resampling
+from sae_jax import Batch, InputError, Progress, TrainState, resampling
 from sae_jax.train import state_from
 
 D_IN, D_SAE, N = 4, 6, 9
@@ -40,20 +42,23 @@ def with_dead(dead=DEAD, silence=100):
     return model, params, moments, jnp.where(dead, silence, 0).astype(jnp.int32)
 
 
-def one_step(way, step, dead=DEAD, silence=100, x=X, chain=None, **kwargs):
-    model, params, moments, silent = with_dead(dead, silence)
-    optimizer = WAYS[way](chain or adam(), every=10, dead_after=50, **kwargs)
-    state = state_from(params, optimizer)._replace(
-        opt_state=moments, progress=Progress(jnp.int32(step), silent)
-    )
-    batch = Batch(jnp.asarray(x), jnp.asarray(x))
-    return params, jax.jit(sae_jax.make_step(model, optimizer))(state, batch)[0]
+@cache
+def compiled(way=None, last=None):
+    """A model's step with one way of resampling, or none, compiled once for all tests."""
+    options = {"every": 10, "dead_after": 50} | ({} if last is None else {"last": last})
+    optimizer = adam() if way is None else WAYS[way](adam(), **options)
+    return jax.jit(sae_jax.make_step(sae(), optimizer))
 
 
-def plain_step(step, dead=DEAD, silence=100, x=X):
-    model, params, moments, silent = with_dead(dead, silence)
-    state = state_from(params, adam())._replace(opt_state=moments, progress=Progress(jnp.int32(step), silent))
-    return jax.jit(sae_jax.make_step(model, adam()))(state, Batch(jnp.asarray(x), jnp.asarray(x)))[0]
+def one_step(way, step, dead=DEAD, silence=100, x=X, last=None):
+    """Weights before, and the state after one step of a run that is at `step`."""
+    _, params, moments, silent = with_dead(dead, silence)
+    state = TrainState(params, moments, Progress(jnp.int32(step), silent))
+    return params, compiled(way, last)(state, Batch(jnp.asarray(x), jnp.asarray(x)))[0]
+
+
+def plain_step(step, dead=DEAD, silence=100):
+    return one_step(None, step, dead, silence)[1]
 
 
 def rows_of(after, dead=DEAD, x=X):

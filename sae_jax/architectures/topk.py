@@ -15,8 +15,8 @@ def topk(
     *,
     k: int | float | Shaped[Array, ""],
     k_max: int | None = None,
-    auxk: float | Shaped[Array, ""] = 1 / 32,
-    auxk_loss: conventions.Convention = conventions.normalised,
+    auxk: float | Shaped[Array, ""] = 1.0,
+    auxk_loss: conventions.Convention = conventions.saelens,
     k_aux: int | None = None,
     dead_after: int | Shaped[Array, ""] = 1000,
     rescale_acts_by_decoder_norm: bool = False,
@@ -38,7 +38,8 @@ def topk(
         shape.
       k_max: the largest k that will come; None for `k` itself. `sweep` sets it from its grid.
       auxk: weight of the auxiliary loss that revives dead latents; the Python number 0 leaves it out.
-      auxk_loss: whose convention of it: `auxk.normalised`, `.saelens`, `.fvu`, `.attached`.
+      auxk_loss: whose convention of it: `auxk.saelens`, `.normalised`, `.fvu`, `.attached`. The default is
+        in the unit of the error; 1/32 of `.normalised` is for inputs of mean square 1.
       k_aux: how many dead latents each row may use; None for d_in // 2.
       dead_after: steps of silence after which a latent is dead.
       rescale_acts_by_decoder_norm: choose and report features in units of their decoder rows (SAELens).

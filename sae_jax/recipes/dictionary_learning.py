@@ -14,9 +14,10 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import jax
 import numpy as np
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Key
 
 from sae_jax import losses, resampling
 from sae_jax.activations import Number
@@ -27,7 +28,7 @@ from sae_jax.architectures.matryoshka import matryoshka
 from sae_jax.architectures.relu import relu
 from sae_jax.architectures.topk import topk
 from sae_jax.auxk import normalised
-from sae_jax.base import SAE, require
+from sae_jax.base import SAE, Params, require
 from sae_jax.initialisation import b_dec_at, geometric_median, rows_at, starting
 from sae_jax.recipes.recipe import Recipe, recipe
 from sae_jax.transforms import (
@@ -61,9 +62,9 @@ def dictionary_learning_standard(
 
         loss = |x_hat - x|^2 + l1 warm |f|_1,   f = ReLU((x - b_dec) W_enc + b_enc)
 
-    Gaussian decoder rows at norm .1, the encoder their transpose; the first step brings them to norm 1. The
-    chain is `ConstrainedAdam`: the parallel gradient removed, Adam (.9, .999), rows to norm 1, both without
-    an eps.
+    Gaussian decoder rows at norm .1, the encoder their transpose; the first step brings them to norm 1.
+    `b_enc` starts at U(+-1 / sqrt(d_in)), what `torch.nn.Linear` draws, `b_dec` at 0. The chain is
+    `ConstrainedAdam`: the parallel gradient removed, Adam (.9, .999), rows to norm 1, both without an eps.
 
     Args:
       d_in: width of the activations.
@@ -109,8 +110,8 @@ def dictionary_learning_april(
 
         loss = |x_hat - x|^2 + l1 warm sum_i f_i |W_dec_i|,   f = ReLU((x - b_dec) W_enc + b_enc)
 
-    Gaussian decoder rows at norm .1, the encoder their transpose. The chain: gradients clipped at norm 1
-    (with PyTorch's eps), Adam (.9, .999). `b_dec` is subtracted from the input, as the trainer's default
+    The start is that of `dictionary_learning_standard`. The chain: gradients clipped at norm 1 (with
+    PyTorch's eps), Adam (.9, .999). `b_dec` is subtracted from the input, as the trainer's default
     class `AutoEncoder` does; the Anthropic update that it is named for does not.
 
     Args: as `dictionary_learning_standard`.
@@ -500,7 +501,14 @@ def _dead_after(batch_size: int) -> int:
 
 def _relu(d_in: int, d_sae: int, **arguments: Any) -> Callable[..., SAE]:
     factory = partial(relu, d_in, d_sae, mean_features=False, apply_b_dec_to_input=True, **arguments)
-    return starting(factory, rows_at(0.1, gaussian=True))
+    return starting(factory, rows_at(0.1, gaussian=True), _linear_b_enc)
+
+
+def _linear_b_enc(params: Params, key: Key[Array, ""]) -> Params:
+    """`b_enc` as `torch.nn.Linear` draws it, which the source draws new weights over but leaves."""
+    d_in, d_sae = params["W_enc"].shape
+    drawn = jax.random.uniform(jax.random.fold_in(key, 1), (d_sae,), params["b_enc"].dtype, -1, 1)
+    return {**params, "b_enc": drawn * d_in**-0.5}
 
 
 def _centred(factory: Callable[..., SAE], first_batch: Rows | None) -> Callable[..., SAE]:

@@ -77,7 +77,7 @@ def anthropic_2023(*, d_in: int, d_sae: int, l1: float, x: Rows | None = None) -
     what is parallel to the decoder's rows, takes Adam's step, and brings the rows back to norm 1; the
     learning rate does not decay. At steps 25,000, 50,000, 75,000 and 100,000 latents that were silent for
     12,500 start again (`resampling.anthropic`, from the rows of one batch where the post draws from
-    819,200). Batches of 8,192 rows; runs of a million steps.
+    819,200). Batches of 8,192 rows.
 
     Not confirmed, for want of the post's own text: the learning rate (1e-4 here), Adam's betas (.9, .999),
     and the draw of the weights (here as `torch.nn.Linear` draws them, decoder rows brought to norm 1).
@@ -119,10 +119,14 @@ def anthropic_april_2024(*, d_in: int, d_sae: int, steps: int, l1: float = 5.0) 
     Decoder rows start in random directions at norm .1 (the post: a fixed norm of .05 to 1), the encoder as
     their transpose, biases at 0. The penalty rises from 0 over the first 5 % of the steps; the learning
     rate falls to 0 over the last 20 %; gradients are clipped together at norm 1; Adam has (.9, .999) and no
-    weight decay. No resampling. Batches of 2,048 or 4,096 rows, some 200,000 steps.
+    weight decay. No resampling. Batches of 2,048 or 4,096 rows.
 
     Inputs are to be scaled so that their mean norm is sqrt(d_in): `normalise.mean_norm`. Only with that is
     l1 = 5 a weight of the right size.
+
+    Confirmed from public code that quotes the post: the start, the scale of the inputs, Adam's betas, no
+    weight decay, l1 = 5. Not confirmed, for want of the post's own text: the learning rate, the shares of
+    both schedules, the clipping, and the batch size.
 
     Args:
       d_in: width of the activations.
@@ -139,8 +143,7 @@ def anthropic_april_2024(*, d_in: int, d_sae: int, steps: int, l1: float = 5.0) 
     Example:
       >>> factory, optimizer = recipes.anthropic_april_2024(d_in=512, d_sae=4096, steps=200_000)
 
-    Source: Anthropic, Circuits Updates April 2024, "Update on how we train SAEs"; quoted here after the
-    code of SAELens and dictionary_learning that follows it.
+    Source: Anthropic, Circuits Updates April 2024, "Update on how we train SAEs".
     """
     require(steps >= 1, f"steps must be at least 1, got {steps}")
     factory = partial(
@@ -174,8 +177,8 @@ def openai_topk(
     Inputs go through a layer norm per row (`normalise.layer_normed`). Differences: the source takes the
     loss's denominator once from a sample and here each batch has its own; its average is one step behind; a
     feature under 1e-3 does not count as fired there; and its AuxK has one more path to `b_dec`, through the
-    decoder's bias. The paper clips gradients in its largest runs at a norm that neither it nor the code
-    tells; the code's default is not to, and so it is here.
+    decoder's bias. The code clips no gradients by default, and neither does this; whether and where the
+    paper clips could not be confirmed.
 
     Args:
       d_in: width of the activations.

@@ -298,10 +298,10 @@ def trainer_of(case: Case, steps: int) -> Any:
     Raises:
       InputError: dictionary_learning is not installed.
     """
-    module, name = case.trainer.split(".")
-    build = getattr(trainers()[module], name)
     import torch
 
+    module, name = case.trainer.split(".")
+    build = getattr(trainers()[module], name)
     renamed = {"l1": "l1_penalty"}
     arguments = {renamed.get(key, key): value for key, value in case.arguments.items() if key != "batch_size"}
     with torch.random.fork_rng(devices=[]):

@@ -53,7 +53,7 @@ class Case(NamedTuple):
     """What is done beside Adam, keys of `BESIDE`, in order."""
     betas: tuple[float, float] = (0.9, 0.999)
     learning_rate: float = 1e-3
-    """At 1e-2 on random rows latents die and revive on the last bit, and float32 runs part by a tenth."""
+    """Latents that come and go on the last bit part two float32 runs, the sooner the higher this is."""
     tokens: bool = False
     """On the seed's tokens in full batches, rather than on random rows."""
 
@@ -92,14 +92,17 @@ class Case(NamedTuple):
         return x, np.maximum(x @ rng.normal(size=(sizes["d_in"], sizes["d_out"])), 0)
 
     def params(self) -> Params:
-        """Where both start: as drawn, but every fourth latent is shut where the case looks at dead ones."""
+        """Where both start: as drawn, but every fourth latent is silent where the case looks at dead ones."""
         params = self.sae().init(jax.random.key(0))
         if "dead_after" in self.arguments:
-            params["b_enc"] = params["b_enc"].at[::4].set(-1.0)
+            if "k" in self.arguments:  # never among the k largest, yet above 0, as a rectifying AuxK needs
+                params["W_enc"] = params["W_enc"].at[:, ::4].multiply(0.2)
+            else:
+                params["b_enc"] = params["b_enc"].at[::4].set(-2.0)
         return params
 
     def since_fired(self) -> np.ndarray:
-        """Half of those have been silent for long, and are dead at the first step; the others die on the way."""
+        """Half of those have been silent for long and are dead at the first step; the others die later."""
         return np.where(np.arange(self.description["d_sae"]) % 8 == 0, 10_000, 0)
 
 
@@ -116,8 +119,10 @@ def sparse_rows(rng: np.random.Generator, d_in: int) -> np.ndarray:
 
 FIELD = {"mean_features": False, "l1": 1e-2}
 UNIT_NORM = ("project", "clip", "unit norm")
+SLOW = 3e-4
 JUMP = {"bandwidth": 0.5, "threshold_init": 0.1}
 DYING = {"k": 4, "dead_after": 10}
+NORMALISED = {"auxk": 1 / 32, "auxk_loss": "auxk.normalised"}
 
 CASES: dict[str, Case] = {
     "relu, the seed's": Case("relu", {"l1": 0.1}, tokens=True, learning_rate=1e-2),
@@ -128,7 +133,7 @@ CASES: dict[str, Case] = {
     "relu, p-annealing": Case("relu", {**FIELD, "l1": 1e-3, "p_end": 0.7, "p_anneal": [100, 400]}),
     "relu, Lp norm": Case("relu", {**FIELD, "l1": 1e-3, "p": 0.8, "lp_root": True}),
     "relu, target L0": Case("relu", {**FIELD, "target_l0": 6.0}),
-    "topk, AuxK normalised": Case("topk", DYING, UNIT_NORM),
+    "topk, AuxK normalised": Case("topk", {**DYING, **NORMALISED}, UNIT_NORM),
     "topk, AuxK of SAELens": Case(
         "topk",
         {**DYING, "auxk": 1.0, "auxk_loss": "auxk.saelens", "rescale_acts_by_decoder_norm": True},
@@ -141,7 +146,10 @@ CASES: dict[str, Case] = {
     ),
     "batch_topk, AuxK attached": Case(
         "batch_topk",
-        {**DYING, "k": 3.7, "auxk_loss": "auxk.attached", "reconstruction": "losses.averaged"},
+        {
+            **DYING, "k": 3.7, "auxk": 1 / 32, "auxk_loss": "auxk.attached",
+            "reconstruction": "losses.averaged",
+        },
         ("project", "unit norm"),
     ),
     "batch_topk, rescaled": Case(
@@ -152,7 +160,9 @@ CASES: dict[str, Case] = {
         },
         ("clip",),
     ),
-    "jumprelu, step": Case("jumprelu", {**JUMP, "l0_coefficient": 0.01}, betas=(0.0, 0.999)),
+    "jumprelu, step": Case(
+        "jumprelu", {**JUMP, "l0_coefficient": 0.01}, betas=(0.0, 0.999), learning_rate=SLOW
+    ),
     "jumprelu, tanh and pre_act": Case(
         "jumprelu",
         {
@@ -168,38 +178,50 @@ CASES: dict[str, Case] = {
             "apply_b_dec_to_input": True,
         },
         ("threshold at least 0",),
+        learning_rate=SLOW,
     ),
     "jumprelu, quadratic of the mean": Case(
         "jumprelu",
         {
-            **JUMP, "penalty": "losses.quadratic_mean_l0", "target_l0": 6.0, "penalty_of_features": True,
+            "penalty": "losses.quadratic_mean_l0", "target_l0": 6.0, "penalty_of_features": True,
+            "bandwidth": 0.3, "threshold_init": 0.4,
         },
         UNIT_NORM,
         betas=(0.0, 0.999),
+        learning_rate=SLOW,
     ),
     "jumprelu, log threshold": Case(
         "jumprelu",
         {**JUMP, "l0_coefficient": 0.01, "target_l0": 6.0, "log_threshold": True, "ste_to_input": True},
+        learning_rate=SLOW,
     ),
-    "gated": Case("gated", {"l1": 0.05}, ("project", "unit norm")),
+    "gated": Case("gated", {"l1": 0.05}, ("project", "unit norm"), learning_rate=SLOW),
     "gated, auxiliary attached": Case(
-        "gated", {"l1": 0.05, "detach_auxiliary": False, "decoder_norm_l1": True, "l1_warmup": 100}, ("clip",)
+        "gated",
+        {"l1": 0.05, "detach_auxiliary": False, "decoder_norm_l1": True, "l1_warmup": 100},
+        ("clip",),
+        learning_rate=SLOW,
     ),
-    "gated, target L0": Case("gated", {"l1": 0.05, "target_l0": 6.0}),
+    "gated, target L0": Case("gated", {"l1": 0.05, "target_l0": 6.0}, learning_rate=SLOW),
     "matryoshka of batch_topk": Case(
-        "matryoshka", {**DYING, "prefixes": [4, 12, 32]}, UNIT_NORM
+        "matryoshka", {**DYING, **NORMALISED, "prefixes": [4, 12, 32]}, UNIT_NORM
     ),
     "matryoshka of relu": Case(
         "matryoshka",
         {"of": "relu", "prefixes": [8, 32], "prefix_weights": [0.25, 0.75], "l1": 0.1},
     ),
-    "transcoder of topk, skip": Case("transcoder", {**DYING, "of": "topk", "d_out": 12, "skip": True}),
+    "transcoder of topk, skip": Case(
+        "transcoder", {**DYING, **NORMALISED, "of": "topk", "d_out": 12, "skip": True}
+    ),
     "transcoder of jumprelu": Case(
         "transcoder",
         {**JUMP, "of": "jumprelu", "d_out": 12, "l0_coefficient": 0.01},
+        learning_rate=SLOW,
     ),
     "crosscoder": Case("crosscoder", {"sources": 2, "l1": 0.05, "l1_warmup": 100}),
-    "crosscoder, target L0": Case("crosscoder", {"sources": 3, "l1": 0.05, "target_l0": 6.0}),
+    "crosscoder, target L0": Case(
+        "crosscoder", {"sources": 3, "l1": 0.05, "target_l0": 6.0}, learning_rate=SLOW
+    ),
 }  # fmt: skip
 
 
@@ -224,17 +246,20 @@ def verify(steps: int = 500) -> Iterator[tuple[str, Report]]:
     try:
         for name, case in CASES.items():
             for dtype in ("float64", "float32"):
-                yield name, _compared(case, torch.optim.Adam, steps, dtype)
+                yield name, compare_case(case, case, steps, dtype)
     finally:
         torch.set_num_threads(threads)
 
 
-def _compared(case: Case, adam: Callable[..., Any], steps: int, dtype: str) -> Report:
-    sae, params, since_fired = case.sae(), case.params(), case.since_fired()
-    module = reference.MODULES[case.architecture](**case.description)
+def compare_case(here: Case, there: Case, steps: int, dtype: str) -> Report:
+    """Hold the SAE of one case against the module of another, which `verify` takes to be the same."""
+    import torch
+
+    params, since_fired = here.params(), here.since_fired()
+    module = reference.MODULES[there.architecture](**there.description)
     reference.start_silent(module, since_fired)
-    batches, targets = case.data()
-    beside = [BESIDE[name] for name in case.beside]
+    batches, targets = here.data()
+    beside = [BESIDE[name] for name in there.beside]
 
     def observe(module, x, y=None):
         return module(x, x if y is None else y)
@@ -248,13 +273,13 @@ def _compared(case: Case, adam: Callable[..., Any], steps: int, dtype: str) -> R
         return act
 
     return compare(
-        sae,
-        case.optimizer(),
+        here.sae(),
+        here.optimizer(),
         params,
         module=module,
-        names=reference.names(case.architecture, params),
+        names=reference.names(there.architecture, params),
         observe=observe,
-        torch_optimizer=partial(adam, lr=case.learning_rate, betas=case.betas),
+        torch_optimizer=partial(torch.optim.Adam, lr=there.learning_rate, betas=there.betas),
         batches=batches,
         targets=targets,
         steps=steps,

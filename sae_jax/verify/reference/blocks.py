@@ -1,5 +1,6 @@
 """What several of the PyTorch modules are made of."""
 
+from collections.abc import Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,7 @@ if TYPE_CHECKING:
 
 @cache
 def dictionary() -> Any:
-    """The `nn.Module` that the modules inherit from: two linear layers, a skip connection, and what is remembered.
+    """The `nn.Module` that the modules inherit from: two linear layers, a skip connection, a memory.
 
     Parameters: `encoder.weight`, `encoder.bias`, `decoder.weight`, `decoder.bias`, and `skip.weight` where
     asked for. Buffers: `steps` done so far, and `since_fired`, the steps since each latent was active.
@@ -27,8 +28,8 @@ def dictionary() -> Any:
             skip: bool = False,
             apply_b_dec_to_input: bool = False,
             reconstruction: str = "losses.summed",
-            prefixes: tuple[int, ...] | None = None,
-            prefix_weights: tuple[float, ...] | None = None,
+            prefixes: Sequence[int] | None = None,
+            prefix_weights: Sequence[float] | None = None,
         ):
             super().__init__()
             self.encoder = nn.Linear(d_in, d_sae)
@@ -38,6 +39,8 @@ def dictionary() -> Any:
             self.reconstruction = reconstruction
             self.prefixes = prefixes or ()
             self.prefix_weights = prefix_weights or [1.0] * len(self.prefixes)
+            self.steps: torch.Tensor
+            self.since_fired: torch.Tensor
             self.register_buffer("steps", torch.tensor(0))
             self.register_buffer("since_fired", torch.zeros(d_sae, dtype=torch.long))
 

@@ -77,14 +77,14 @@ def jumprelu(
     import torch
 
     jump, step = estimators()
-    steering = target_l0 is not None and not penalty.startswith("losses.quadratic")
+    aim = None if penalty.startswith("losses.quadratic") else target_l0
 
     class JumpReLU(dictionary()):
         def __init__(self):
             super().__init__(d_in, d_sae, **layers)
             start = torch.nn.Parameter(torch.full((d_sae,), threshold_init))
             self.register_parameter("log_threshold" if log_threshold else "threshold", start)
-            if steering:
+            if aim is not None:
                 self.register_buffer("log_penalty", torch.tensor(0.0))
 
         def sparsity(self, pre, f, threshold):
@@ -105,8 +105,8 @@ def jumprelu(
             reconstruction, l0 = self.error(f, x, y), mean_l0(f)
             sparsity = self.sparsity(pre, f, threshold)
             weight = l0_coefficient * warmed_up(self.steps, l0_warmup)
-            if steering:
-                weight = weight * steered(self, l0, target_l0)
+            if aim is not None:
+                weight = weight * steered(self, l0, aim)
             loss = reconstruction + weight * sparsity
             seen = {
                 "f": f,

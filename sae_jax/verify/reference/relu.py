@@ -1,5 +1,6 @@
 """The ReLU SAE in PyTorch."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from sae_jax.verify.reference.blocks import dictionary, mean_l0, steered, warmed_up
@@ -16,7 +17,7 @@ def relu(
     l1_warmup: int = 0,
     p: float = 1.0,
     p_end: float | None = None,
-    p_anneal: tuple[int, int] = (0, 1),
+    p_anneal: Sequence[int] = (0, 1),
     lp_root: bool = False,
     mean_features: bool = True,
     decoder_norm_l1: bool = False,

@@ -13,8 +13,8 @@ def topk(
     d_in: int,
     d_sae: int,
     k: float,
-    auxk: float = 1 / 32,
-    auxk_loss: str = "auxk.normalised",
+    auxk: float = 1.0,
+    auxk_loss: str = "auxk.saelens",
     k_aux: int | None = None,
     dead_after: int = 1000,
     rescale_acts_by_decoder_norm: bool = False,
@@ -96,7 +96,7 @@ def batch_topk(
     """
     import torch
 
-    base = type(topk(d_in, d_sae, k, **arguments))
+    base: Any = type(topk(d_in, d_sae, k, **arguments))
 
     class BatchTopK(base):
         def __init__(self):
