@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float
 
 from sae_jax.base import InputError
@@ -48,7 +49,7 @@ def largest(values: Float[Array, "*batch n"], k: Number, k_max: int | None = Non
       >>> largest(jnp.array([3.0, 1.0, 2.0]), k=2)
       Array([ True, False,  True], dtype=bool)
     """
-    if k_max is None and isinstance(k, jax.core.Tracer):
+    if k_max is None and isinstance(k, Tracer):
         raise InputError("k is traced, as an axis of a sweep is: give k_max, the largest k that it will take")
     n = values.shape[-1]
     k_max = min(int(k) if k_max is None else k_max, n)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from math import inf
 from typing import Any, NamedTuple
 
-import jax
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, Scalar
 
 Params = dict[str, Any]
@@ -82,7 +82,7 @@ class TrainState(NamedTuple):
 
 def known(value: Any) -> bool:
     """Whether a number is here to be looked at, and not an abstract one that is being traced."""
-    return not isinstance(value, jax.core.Tracer)
+    return not isinstance(value, Tracer)
 
 
 def require_weight(name: str, value: Any) -> None:

@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -40,8 +41,9 @@ def tied_rows(
 
     Source: Gao et al. 2024, section 2.1 (unit rows); Anthropic, Circuits Updates April 2024 (norm 0.1).
     """
-    draw = jax.random.normal if gaussian else lambda *arguments: jax.random.uniform(*arguments, -1, 1)
-    W_dec = scaled_rows(draw(key, (d_sae, d_in), dtype), norm)
+    shape = (d_sae, d_in)
+    draw = jax.random.normal if gaussian else partial(jax.random.uniform, minval=-1, maxval=1)
+    W_dec = scaled_rows(draw(key, shape, dtype), norm)
     return {
         "W_enc": W_dec.T,
         "b_enc": jnp.zeros(d_sae, dtype),

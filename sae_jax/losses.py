@@ -150,9 +150,9 @@ def nested(prefixes: Sequence[int], weights: Sequence[float]) -> Reconstruction:
     Source: Bussmann et al. 2025 (arXiv 2503.17547), section 3.
     """
 
-    def reconstruct(params, f, batch):
+    def reconstruct(params: Params, f: Array, batch: Batch) -> tuple[Array, Scalar]:
         x_hat = decode({**params, "W_dec": params["W_dec"][:0]}, f[:, :0], batch.x)
-        x_hat, total, start = jnp.broadcast_to(x_hat, batch.y.shape), 0, 0
+        x_hat, total, start = jnp.broadcast_to(x_hat, batch.y.shape), jnp.zeros((), x_hat.dtype), 0
         for end, weight in zip(prefixes, weights, strict=True):
             x_hat = x_hat + matmul(f[:, start:end], params["W_dec"][start:end])
             total = total + weight * squared_error(x_hat, batch.y, mean_features=False)

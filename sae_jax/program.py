@@ -129,7 +129,7 @@ def program_of(factory, optimizer, names: tuple[str, ...], dtype) -> Program:
     )
 
 
-def arguments_of(factory: Callable[..., SAE]) -> dict[str, inspect.Parameter]:
+def arguments_of(factory: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     """The arguments that a factory takes by name, those it hands on to another (`of=topk`) among them."""
     parameters = dict(inspect.signature(factory).parameters)
     for parameter in list(parameters.values()):

@@ -1,6 +1,6 @@
 """Resampling: latents that have died start again where the SAE does worst."""
 
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -44,7 +44,7 @@ def anthropic(
 
     Source: Bricken et al. 2023, "Towards Monosemanticity", appendix on neuron resampling.
     """
-    return _resampling(optimizer, every, last, dead_after, power=4.0, unit_inputs=True)
+    return _resampling(optimizer, every, last, dead_after - 1, power=4.0, unit_inputs=True)
 
 
 def dictionary_learning(
@@ -99,7 +99,7 @@ def _resampling(
         due = (done > 0) & (done % every == 0) & (True if last is None else done <= last)
         return jax.lax.cond(due, resample, lambda *unchanged: unchanged, updates, state)
 
-    return optax.GradientTransformationExtraArgs(inner.init, update)
+    return optax.GradientTransformationExtraArgs(inner.init, cast(Any, update))
 
 
 def drawn_rows(
@@ -133,7 +133,9 @@ def _without_moments(state: Any, params: Params, replaced: Bool[Array, "d_sae"])
 
     def cleared(path, leaf):
         name = next((entry.key for entry in reversed(path) if isinstance(entry, jax.tree_util.DictKey)), None)
-        if name not in ("W_enc", "W_dec", *BIASES) or leaf.shape != params[name].shape:
+        # an average of the weights, which evaluation takes, is no moment
+        average = any(getattr(entry, "name", None) == "average" for entry in path)
+        if average or name not in ("W_enc", "W_dec", *BIASES) or leaf.shape != params[name].shape:
             return leaf
         return jnp.where(replaced[:, None] if name == "W_dec" else replaced, jnp.zeros_like(leaf), leaf)
 

@@ -160,7 +160,7 @@ def trapezoid(warmup: Number = 0, steps: Number = 0, decay: Number = 0, first: f
 class AverageState(NamedTuple):
     """What `average_weights` keeps: `average` is what evaluation and saving take."""
 
-    count: Int[Array, ""]
+    count: Int[Array, ""]  # pyright: ignore[reportIncompatibleMethodOverride]
     average: Params
 
 

@@ -13,6 +13,10 @@ LEVELS = {
     "activations": 2,
     "linear": 2,
     "losses": 2,
+    "resampling": 2,
+    "initialisation": 2,
+    "control": 2,
+    "auxk": 2,
     "transforms": 2,
     "metrics": 2,
     "data": 2,
@@ -40,6 +44,12 @@ LEVELS = {
 """The first part of a module's name, and its line in "Who may know whom". It may import lower ones."""
 
 WITHIN_A_LEVEL = {
+    ("losses", "activations"),
+    ("losses", "linear"),
+    ("auxk", "activations"),
+    ("control", "activations"),
+    ("transforms", "activations"),
+    ("resampling", "transforms"),
     ("synthetic", "data"),
     ("formats", "normalise"),
     ("result", "trained"),

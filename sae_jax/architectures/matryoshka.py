@@ -13,7 +13,7 @@ def matryoshka(
     d_in: int,
     d_sae: int,
     *,
-    prefixes: tuple[int, ...],
+    prefixes: tuple[int, ...] | None = None,
     prefix_weights: tuple[float, ...] | None = None,
     of: Callable[..., SAE] = batch_topk,
     **arguments: Any,
@@ -29,7 +29,7 @@ def matryoshka(
     Args:
       d_in: width of the activations.
       d_sae: number of latents.
-      prefixes: the m, increasing, the last d_sae.
+      prefixes: the m, increasing, the last d_sae; None for an eighth, a quarter, a half and all.
       prefix_weights: the w_m; None for 1 each (SAELens sums); dictionary_learning means twice: 1 / n^2.
       of: the architecture whose features are nested: `batch_topk`, `relu`, or any with `reconstruction`.
       arguments: of that architecture: `k` for `batch_topk`.
@@ -46,7 +46,8 @@ def matryoshka(
 
     Source: Bussmann et al. 2025 (arXiv 2503.17547).
     """
-    prefixes = tuple(int(width) for width in prefixes)
+    shares = sorted({max(1, d_sae // part) for part in (8, 4, 2, 1)})
+    prefixes = tuple(shares if prefixes is None else map(int, prefixes))
     increasing = all(a < b for a, b in zip((0, *prefixes), prefixes, strict=False))
     require(increasing, f"prefixes must be above 0 and increase, got {prefixes}")
     require(prefixes[-1:] == (d_sae,), f"prefixes must end at d_sae = {d_sae}, got {prefixes}")

@@ -1,4 +1,4 @@
-"""From the options of `sae-jax sweep` and `train` to what is trained: one group per architecture and width."""
+"""From the options of `sae-jax sweep` and `train` to groups: one per architecture and width."""
 
 import collections.abc
 import typing
@@ -86,7 +86,7 @@ def prepare(options: Any) -> Job:
         else as_float32(read_array(options.data, options.array), str(options.data))
     )
     y = None if options.target is None else as_float32(read_array(options.target), str(options.target))
-    source = in_memory(x, options.batch_size, options.data_seed, y=y)
+    source: Source = in_memory(x, options.batch_size, options.data_seed, y=y)
     normalisation = None
     if options.normalise is not None:
         require(y is None, "--normalise is for data that are their own target, not for --target")

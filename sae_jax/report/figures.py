@@ -231,12 +231,13 @@ def save(ax: Axes, path: str | Path, dpi: int = 150) -> None:
 
 
 def swept(result: SweepResult) -> list[str]:
-    """Names of the hyper-parameters that take more than one value, `seed` aside, and that every member has."""
-    return [
-        name
+    """Hyper-parameters that every member has and that take more than one value, `seed` aside."""
+    shared = {
+        name: column
         for name, column in result.grid.items()
-        if name != "seed" and np.unique(column).size > 1 and (column.dtype.kind == "U" or np.isfinite(column).all())
-    ]
+        if column.dtype.kind == "U" or np.isfinite(column).all()
+    }
+    return [name for name, column in shared.items() if name != "seed" and np.unique(column).size > 1]
 
 
 def pareto(

@@ -112,7 +112,7 @@ def test_latents_really_die_in_the_cases_with_auxk(name):
     state = sae_jax.train.state_from(case.params(), optimizer)
     step = jax.jit(sae_jax.make_step(sae, optimizer))
     auxk = []
-    for i in range(20):
+    for i in range(40):
         state, logs = step(state, batches[i % len(batches)])
         auxk.append(float(logs["auxk"]))
     assert auxk[0] == 0
@@ -143,12 +143,12 @@ def other(name, **changes):
         ("topk, AuxK normalised", {"beside": ("clip", "project", "unit norm")}),
         ("topk, AuxK normalised", {"auxk_loss": "auxk.fvu"}),
         ("topk, AuxK of SAELens", {"rescale_acts_by_decoder_norm": False}),
-        ("topk, AuxK by variance", {"dead_after": 11}),
+        ("topk, AuxK by variance", {"dead_after": 31}),
         ("batch_topk, AuxK attached", {"auxk_loss": "auxk.normalised"}),
         ("batch_topk, AuxK attached", {"threshold_decay": 0.9900001}),
         ("jumprelu, step", {"betas": (0.0, 0.9990001)}),
         ("jumprelu, step", {"ste_to_input": True}),
-        ("jumprelu, tanh and pre_act", {"dead_after": 12}),
+        ("jumprelu, tanh and pre_act", {"dead_after": 31}),
         ("jumprelu, quadratic", {"bandwidth": 0.49}),
         ("jumprelu, quadratic of the mean", {"penalty_of_features": False}),
         ("jumprelu, log threshold", {"target_l0": 6.001}),
