@@ -311,7 +311,6 @@ def test_decoder_norms_are_folded_and_a_row_of_zeros_stays(x64):
         (lambda: layer_normed(relu()), (layer_norm,), "by layer norm already"),
         (partial(relu, 1), (layer_norm,), None),
     ],
-    ids=str,
 )
 def test_what_cannot_be_folded_is_refused(factory, affines, words):
     if words is None:
@@ -478,7 +477,7 @@ THEIRS = [
 OURS = {"StandardSAE": relu, "TopKSAE": partial(topk, k=3), "JumpReLUSAE": jumprelu, "GatedSAE": gated}
 
 
-@pytest.mark.parametrize(("name", "arguments", "measure"), THEIRS, ids=str)
+@pytest.mark.parametrize(("name", "arguments", "measure"), THEIRS)
 def test_folded_weights_are_saelenss(name, arguments, measure, sae_lens, torch):
     sae = OURS[name](**arguments)
     params = random_params(sae)

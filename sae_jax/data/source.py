@@ -16,7 +16,10 @@ from sae_jax.data.permutation import divmod_product, mix, permute
 class Source(Protocol):
     """A pytree whose `batch(i)` depends on nothing but itself and `i`, and can be traced."""
 
-    batch_size: int
+    @property
+    def batch_size(self) -> int:
+        """Rows per step."""
+        ...
 
     def batch(self, i: Int[Array, ""]) -> Batch:
         """The batch of step `i`."""

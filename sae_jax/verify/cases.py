@@ -214,7 +214,7 @@ CASES: dict[str, Case] = {
     ),
     "crosscoder": Case("crosscoder", {"sources": 2, "l1": 0.05, "l1_warmup": 100}),
     "crosscoder, target L0": Case(
-        "crosscoder", {"sources": 3, "l1": 0.05, "target_l0": 6.0}
+        "crosscoder", {"sources": 3, "l1": 0.05, "target_l0": 12.0}
     ),
 }  # fmt: skip
 

@@ -129,7 +129,7 @@ def compare(
         )
     errors = {
         stage: {name: relative_error(ours[stage][name], theirs[stage][name]) for name in theirs[stage]}
-        for stage in ours
+        for stage in theirs
     }
     errors = {stage: by_name for stage, by_name in errors.items() if by_name}
     return Report(dtype, steps, errors, dict(bounds or BOUNDS[dtype]), means)
