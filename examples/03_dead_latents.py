@@ -48,12 +48,7 @@ def main() -> None:
     runs = {
         "TopK": (partial(topk, auxk=0.0), chain, k, x + mean),
         "TopK with AuxK": (topk, chain, k, x + mean),
-        "TopK with AuxK, normalised, 1/32": (
-            partial(topk, auxk=1 / 32, auxk_loss=convention),
-            chain,
-            k,
-            x + mean,
-        ),
+        "TopK with AuxK, normalised, 1/32": (weak, chain, k, x + mean),
         "ReLU": (relu, chain, l1, x),
         "ReLU with resampling": (relu, resampled, l1, x),
     }
@@ -61,9 +56,8 @@ def main() -> None:
     for name, (factory, optimizer, grid, rows) in runs.items():
         source = sae_jax.in_memory(rows, batch_size=256)
         result = sae_jax.sweep(factory, optimizer, grid=grid, source=source, steps=STEPS, points=4)
-        dead, l0, explained = (
-            result.table[name][0] for name in ("dead_fraction", "l0", "explained_variance")
-        )
+        columns = ("dead_fraction", "l0", "explained_variance")
+        dead, l0, explained = (result.table[column][0] for column in columns)
         print(f"{name:34} {dead:5.1%} {l0:5.1f} {explained:.3f}", flush=True)
 
 

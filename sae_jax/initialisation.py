@@ -96,10 +96,13 @@ def b_dec_at(point: Float[Array | np.ndarray, "d"]) -> Change:
 
 
 def rows_at(norm: float, gaussian: bool = False) -> Change:
-    """Draw the weights again by `tied_rows`; leaves that it does not draw stay."""
+    """Draw the weights again by `tied_rows`, `b_dec` at 0; leaves that it does not draw stay."""
 
     def change(params, key):
-        d_sae, d_in = params["W_dec"].shape
+        encoder, decoder = params.get("W_enc", params["W_dec"].T).shape, params["W_dec"].shape
+        fits = len(decoder) == 2 and encoder == decoder[::-1]
+        require(fits, f"rows_at draws tied rows, but W_enc is {encoder} and W_dec {decoder}")
+        d_sae, d_in = decoder
         drawn = tied_rows(key, d_in, d_sae, norm, params["W_dec"].dtype, gaussian)
         return {**params, **{name: leaf for name, leaf in drawn.items() if name in params}}
 

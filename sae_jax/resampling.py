@@ -76,8 +76,8 @@ def _resampling(
     inner = optax.with_extra_args_support(optimizer)
 
     def update(updates, state, params=None, *, sae: SAE, batch: Batch, progress: Progress, **extra):
-        if params is None or "W_enc" not in params:
-            raise InputError("resampling needs params with an encoder of their own, W_enc")
+        if params is None or "W_enc" not in params or params["W_enc"].ndim != 2:
+            raise InputError("resampling needs params with an encoder of their own, W_enc [d_in, d_sae]")
         updates, state = inner.update(
             updates, state, params, sae=sae, batch=batch, progress=progress, **extra
         )

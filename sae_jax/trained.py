@@ -41,7 +41,11 @@ class TrainedSAE(NamedTuple):
         return self.decode(self.encode(x), x)
 
     def save(self, folder: str | Path) -> None:
-        """Write `cfg.json` and `sae_weights.safetensors`, the layout that SAELens reads."""
+        """Write `cfg.json` and `sae_weights.safetensors`, the layout that SAELens reads.
+
+        Crosscoders, transcoders of `topk` and `gated`, and a layer norm before a skip connection have no form
+        in SAELens: only `sae_jax.load` opens those.
+        """
         formats.saelens.write(folder, self.sae, self.params)
 
 

@@ -396,7 +396,7 @@ def test_a_disk_that_fills_during_a_checkpoint(small_disk, place):
 
 
 def test_verify_exits_1_on_a_breach(monkeypatch, capsys):
-    monkeypatch.setattr(verification, "verify", lambda steps: iter([("case", report)]))
+    monkeypatch.setattr(verification, "verify", lambda steps, all_cases: iter([("case", report)]))
     for bound, status in [(1e-3, 0), (1e-5, 1)]:
         report = sae_jax_report(bound)
         with pytest.raises(SystemExit) as stop:
@@ -417,7 +417,8 @@ def test_verify_runs(place):
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["ok"]
-    assert len(found["reports"]) == 14
+    assert {report["case"].split(",")[0] for report in found["reports"]} == {"relu"}
+    assert len(found["reports"]) == 16
 
 
 def test_the_doctor(monkeypatch, capsys):

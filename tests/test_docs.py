@@ -12,7 +12,10 @@ def blocks(page):
     return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), flags=re.DOTALL)
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/tutorial.md", "docs/parity.md"])
+PAGES = ["README.md", "docs/tutorial.md", "docs/architectures.md", "docs/recipes.md", "docs/parity.md"]
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_every_python_block_runs_after_those_before_it(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert blocks(page)

@@ -208,9 +208,16 @@ def _require_taken(names: list[str], factories: list[Callable[..., SAE]], optimi
 
 def _may_be_swept(annotation: Any) -> bool:
     """Whether an argument is a number that may be traced: its annotation says so by naming an array."""
-    return any(
+    return not _is_function(annotation) and any(
         "jaxtyping" in str(getattr(kind, "__module__", "")) or "Shaped" in str(kind)
         for kind in _kinds(annotation)
+    )
+
+
+def _is_function(annotation: Any) -> bool:
+    """Whether an argument is a function, whose own annotation may name arrays too."""
+    return any(
+        typing.get_origin(kind) is collections.abc.Callable for kind in (annotation, *_kinds(annotation))
     )
 
 
@@ -221,7 +228,7 @@ def _kinds(annotation: Any) -> tuple[Any, ...]:
 def _value(name: str, text: str, annotation: Any) -> Any:
     """What the text of an argument that sets a shape or a branch stands for."""
     kinds = (annotation, *_kinds(annotation))
-    if any(typing.get_origin(kind) is collections.abc.Callable for kind in kinds):
+    if _is_function(annotation):
         return convention(text)
     if any(typing.get_origin(kind) is tuple for kind in kinds):
         return tuple(int(value) if value == int(value) else value for value in parse_axis(text))

@@ -276,8 +276,8 @@ def dictionary_learning_matryoshka(
     `dictionary_learning_batchtopk`.
 
     Args:
-      d_in, d_sae, k, steps, batch_size, lr, auxk_alpha, warmup_steps, decay_start, threshold_beta,
-        threshold_start_step, first_batch: as `dictionary_learning_batchtopk`.
+      d_in, d_sae, k, steps, batch_size, lr, auxk_alpha: as `dictionary_learning_batchtopk`.
+      warmup_steps, decay_start, threshold_beta, threshold_start_step, first_batch: the same.
       group_fractions: of the latents, one per group, together 1; sizes are rounded down, the last group
         takes the rest.
       group_weights: w_g; None for 1 / n each.

@@ -125,8 +125,8 @@ def saelens_topk(
       aux_loss_coefficient: weight of AuxK.
       rescale_acts_by_decoder_norm: choose and report features in units of their decoder rows.
       dead_feature_window: a latent is dead that was silent for more steps than that before this one.
-      apply_b_dec_to_input, decoder_init_norm, lr, lr_warm_up_steps, lr_decay_steps, steps, adam_beta1,
-        adam_beta2: as in `saelens_standard`.
+      apply_b_dec_to_input, decoder_init_norm: as in `saelens_standard`.
+      lr, lr_warm_up_steps, lr_decay_steps, steps, adam_beta1, adam_beta2: as in `saelens_standard`.
 
     Returns:
       A `Recipe`.
@@ -186,8 +186,8 @@ def saelens_batchtopk(
       topk_threshold_lr: share of the newest batch in the threshold. SAELens keeps the threshold in double
         precision; here it has the dtype of the weights.
       aux_loss_coefficient, rescale_acts_by_decoder_norm, dead_feature_window: as in `saelens_topk`.
-      apply_b_dec_to_input, decoder_init_norm, lr, lr_warm_up_steps, lr_decay_steps, steps, adam_beta1,
-        adam_beta2: as in `saelens_standard`.
+      apply_b_dec_to_input, decoder_init_norm: as in `saelens_standard`.
+      lr, lr_warm_up_steps, lr_decay_steps, steps, adam_beta1, adam_beta2: as in `saelens_standard`.
 
     Returns:
       A `Recipe`.
@@ -249,8 +249,8 @@ def saelens_matryoshka(
       matryoshka_widths: the m, increasing; d_sae is put at their end where it is not there, as SAELens does.
       k, topk_threshold_lr: as in `saelens_batchtopk`.
       aux_loss_coefficient, rescale_acts_by_decoder_norm, dead_feature_window: as in `saelens_topk`.
-      apply_b_dec_to_input, decoder_init_norm, lr, lr_warm_up_steps, lr_decay_steps, steps, adam_beta1,
-        adam_beta2: as in `saelens_standard`.
+      apply_b_dec_to_input, decoder_init_norm: as in `saelens_standard`.
+      lr, lr_warm_up_steps, lr_decay_steps, steps, adam_beta1, adam_beta2: as in `saelens_standard`.
 
     Returns:
       A `Recipe`.
@@ -334,8 +334,8 @@ def saelens_jumprelu(
       pre_act_loss_coefficient: weight of the loss that draws dead latents back (Anthropic: 3e-6); None for
         none.
       dead_feature_window: a latent is dead that was silent for more steps than that before this one.
-      apply_b_dec_to_input, decoder_init_norm, lr, lr_warm_up_steps, lr_decay_steps, steps, adam_beta1,
-        adam_beta2: as in `saelens_standard`.
+      apply_b_dec_to_input, decoder_init_norm: as in `saelens_standard`.
+      lr, lr_warm_up_steps, lr_decay_steps, steps, adam_beta1, adam_beta2: as in `saelens_standard`.
 
     Returns:
       A `Recipe`.
@@ -405,8 +405,8 @@ def saelens_gated(
       d_in, d_sae: sizes.
       l1: SAELens's `l1_coefficient`.
       l1_warm_up_steps: steps over which the penalty rises from 0.
-      apply_b_dec_to_input, decoder_init_norm, lr, lr_warm_up_steps, lr_decay_steps, steps, adam_beta1,
-        adam_beta2: as in `saelens_standard`.
+      apply_b_dec_to_input, decoder_init_norm: as in `saelens_standard`.
+      lr, lr_warm_up_steps, lr_decay_steps, steps, adam_beta1, adam_beta2: as in `saelens_standard`.
 
     Returns:
       A `Recipe`.
