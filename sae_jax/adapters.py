@@ -28,17 +28,19 @@ class SAEModule(nnx.Module):
         for name, leaf in trained.params.items():
             setattr(self, name, nnx.Param(leaf))
 
-    def encode(self, x: Float[Array, "*batch d_in"]) -> Float[Array, "*batch d_sae"]:
+    def encode(self, x: Float[Array, "*batch_and_d_in"]) -> Float[Array, "*batch d_sae"]:
         """Features of `x`."""
         return self._sae.encode(self._params(), x)
 
-    def decode(self, f: Float[Array, "*batch d_sae"]) -> Float[Array, "*batch d_out"]:
-        """Reconstruction from features."""
-        return self._sae.decode(self._params(), f)
+    def decode(
+        self, f: Float[Array, "*batch d_sae"], x: Float[Array, "*batch_and_d_in"] | None = None
+    ) -> Float[Array, "*batch_and_d_out"]:
+        """Reconstruction from features; a skip connection and a layer norm need `x` for their part."""
+        return self._sae.decode(self._params(), f, x)
 
-    def __call__(self, x: Float[Array, "*batch d_in"]) -> Float[Array, "*batch d_out"]:
+    def __call__(self, x: Float[Array, "*batch_and_d_in"]) -> Float[Array, "*batch_and_d_out"]:
         """Reconstruction of `x`."""
-        return self.decode(self.encode(x))
+        return self.decode(self.encode(x), x)
 
     def _params(self) -> dict[str, Array]:
         return {name: getattr(self, name)[...] for name in self._names}

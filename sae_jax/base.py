@@ -103,8 +103,10 @@ def require_target(target_l0: Any, d_sae: int) -> None:
     require(good, f"target_l0 must be above 0 and at most d_sae = {d_sae}, got {target_l0}")
 
 
-def require_k(k: Any, d_sae: int, whole: bool) -> None:
-    """The k of a TopK lies above 0 and at most at the number of latents."""
+def require_k(k: Any, d_sae: int, whole: bool, k_max: Any = None) -> None:
+    """The k of a TopK lies above 0, and at most at the number of latents and at its own bound."""
+    if known(k) and k_max is not None:
+        require(bool(k <= k_max), f"k must be at most k_max = {k_max}, got {k}")
     if known(k):
         require(bool(0 < k <= d_sae), f"k must be above 0 and at most d_sae = {d_sae}, got {k}")
         require(not whole or bool(k == int(k)), f"k must be a whole number, got {k}")

@@ -7,8 +7,8 @@ from jaxtyping import Array, Int, Scalar
 from sae_jax.activations import Number
 from sae_jax.base import Params
 
-INTEGRAL, PROPORTIONAL = 0.01, 1.0
-"""Gains of `steer`, per step and at once, measured in docs/target_l0.md."""
+INTEGRAL, PROPORTIONAL, LARGEST = 0.01, 1.0, 10.0
+"""Gains of `steer`, per step and at once (docs/target_l0.md), and how far its integral may go."""
 
 
 def warmup(step: Int[Array, ""], steps: Number) -> Scalar:
@@ -30,7 +30,8 @@ def steer(params: Params, l0: Scalar, target_l0: Number) -> tuple[Scalar, Params
     """The factor on a sparsity penalty that brings L0 to a target: a proportional-integral controller.
 
         error  = clip(log(L0 / L0*), -1, 1)
-        factor = exp(log_penalty + PROPORTIONAL error);   log_penalty <- log_penalty + INTEGRAL error
+        factor = exp(log_penalty + PROPORTIONAL error)
+        log_penalty <- clip(log_penalty + INTEGRAL error, -LARGEST, LARGEST)
 
     It works on logarithms because L0 answers to a factor on the penalty with a factor. The integral goes
     on until the mean error is 0, so the member lands on its target whatever weight the penalty started at.
@@ -47,7 +48,8 @@ def steer(params: Params, l0: Scalar, target_l0: Number) -> tuple[Scalar, Params
     error = jnp.clip(jnp.log(jnp.maximum(l0, 1e-3) / target_l0), -1, 1)
     log_penalty = jax.lax.stop_gradient(params["log_penalty"])
     factor = jnp.exp(log_penalty + PROPORTIONAL * error)
-    return factor, {"log_penalty": (log_penalty + INTEGRAL * error).astype(log_penalty.dtype)}
+    moved = jnp.clip(log_penalty + INTEGRAL * error, -LARGEST, LARGEST)
+    return factor.astype(l0.dtype), {"log_penalty": moved.astype(log_penalty.dtype)}
 
 
 def penalty_weight(
@@ -91,9 +93,12 @@ def continued(params: Params, now: Scalar, following: Scalar) -> tuple[Scalar, P
     now, following, log_penalty = jax.lax.stop_gradient((now, following, params["log_penalty"]))
     some = (now > 0) & (following > 0)
     ratio = jnp.where(some, now, 1) / jnp.where(some, following, 1)
-    return jnp.exp(log_penalty), {"log_penalty": (log_penalty + jnp.log(ratio)).astype(log_penalty.dtype)}
+    return jnp.exp(log_penalty).astype(now.dtype), {
+        "log_penalty": (log_penalty + jnp.log(ratio)).astype(log_penalty.dtype)
+    }
 
 
 def steered(params: Params, dtype) -> Params:
     """`params` with the leaf that `steer` and `continued` keep."""
-    return {**params, "log_penalty": jnp.zeros((), dtype)}
+    # steps of a hundredth would be lost in half precision
+    return {**params, "log_penalty": jnp.zeros((), jnp.promote_types(dtype, jnp.float32))}

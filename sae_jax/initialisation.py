@@ -79,15 +79,22 @@ def starting(factory: Callable[..., SAE], *changes: Change) -> Callable[..., SAE
         sae = factory(*arguments, **keywords)
 
         def init(key, dtype=jnp.float32):
-            params = sae.init(key, dtype)
+            drawn = params = sae.init(key, dtype)
             for change in changes:
                 params = change(params, key)
-            return {name: jnp.asarray(leaf, dtype) for name, leaf in params.items()}
+            for name, leaf in params.items():
+                fits = name in drawn and jnp.shape(leaf) == drawn[name].shape
+                require(fits, f"{name} cannot start as {jnp.shape(leaf)}: this SAE draws {_shapes(drawn)}")
+            return {name: jnp.asarray(leaf, drawn[name].dtype) for name, leaf in params.items()}
 
         return replace(sae, init=init)
 
     build.__signature__ = inspect.signature(factory)  # pyright: ignore[reportFunctionMemberAccess]
     return build
+
+
+def _shapes(params: Params) -> str:
+    return ", ".join(f"{name} {leaf.shape}" for name, leaf in params.items())
 
 
 def b_dec_at(point: Float[Array | np.ndarray, "d"]) -> Change:

@@ -103,6 +103,7 @@ def lp(
     Source: Karvonen et al. 2024 (arXiv 2408.00113), section 4.
     """
     size = jnp.abs(f) if weights is None else jnp.abs(f) * weights
+    p = jnp.asarray(p, size.dtype)
     # the derivative of 0^p is infinite: where f is 0 it is taken as 0
     powers = jnp.where(size > 0, jnp.where(size > 0, size, 1) ** p, 0)
     if not root:

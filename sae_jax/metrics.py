@@ -126,6 +126,39 @@ def evaluate(sae: SAE, params: Params, batches: Iterable[Batch]) -> dict[str, np
     return stream(partial(_measure, sae, params), batches)
 
 
+def by_source(sae: SAE, params: Params, batches: Iterable[Batch]) -> dict[str, np.ndarray]:
+    """What a crosscoder gives back of each of its sources; `evaluate` tells of all together.
+
+        mse_by_source                 E|e_s|^2 / d
+        explained_variance_by_source  1 - E|e_s|^2 / (E|x_s|^2 - |E x_s|^2)
+
+    Args:
+      sae: a crosscoder.
+      params: its weights.
+      batches: what to measure on.
+
+    Returns:
+      float64 arrays [sources] by name. Which latents are of which source, `crosscoder.decoder_shares` tells.
+
+    Example:
+      >>> by_source(sae, state.params, source.evaluation(65_536))["explained_variance_by_source"]
+    """
+    seen = [(np.asarray(_reconstruct(sae, params, batch.x), np.float64), np.asarray(batch.y, np.float64))
+            for batch in batches]  # fmt: skip
+    x_hat, y = (np.concatenate(each) for each in zip(*seen, strict=True))
+    error = np.square(x_hat - y).sum(axis=-1).mean(axis=0)
+    variance = np.square(y - y.mean(axis=0)).sum(axis=-1).mean(axis=0)
+    return {
+        "mse_by_source": error / y.shape[-1],
+        "explained_variance_by_source": 1 - error / np.where(variance > 0, variance, np.nan),
+    }
+
+
+@partial(jax.jit, static_argnums=0)
+def _reconstruct(sae: SAE, params: Params, x: Array) -> Array:
+    return sae.decode(params, sae.encode(params, x), x)
+
+
 _measure = jax.jit(measure, static_argnums=0)
 
 

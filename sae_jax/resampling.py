@@ -91,7 +91,10 @@ def _resampling(
             new = restarted(params, batch, rows, ~(silence > dead_after), unit_inputs)
             for name, leaf in new.items():
                 mask = replaced if name != "W_dec" else replaced[:, None]
-                updates = {**updates, name: jnp.where(mask, leaf - params[name], updates[name])}
+                updates = {
+                    **updates,
+                    name: jnp.where(mask, leaf.astype(params[name].dtype) - params[name], updates[name]),
+                }
             return updates, _without_moments(state, params, replaced)
 
         # a step counts as done here, so that the first resampling comes after `every` of them

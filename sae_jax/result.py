@@ -150,7 +150,7 @@ class SweepResult(NamedTuple):
                 why = (
                     "the penalty had no time to work, or the learning rate is too small for its threshold"
                     if l0 > target
-                    else "latents died under the penalty, or the data need no more features than that"
+                    else "latents died under the penalty, or the bandwidth of a JumpReLU is too small"
                 )
                 told.append(
                     f"member {index} reached an L0 of {l0:.3g}, not its target {target:.3g}: {why}; "

@@ -178,6 +178,8 @@ def sweep_all(
     require(len(groups) > 0, "there is nothing to sweep: no groups were given")
     configs = [_first_config(group, source, dtype) for group in groups]
     sizes = [members(group.grid) for group in groups]
+    if checkpoints is not None:
+        checkpoint.claim(Path(checkpoints), request_all(groups, source=source, steps=steps, dtype=dtype))
     results = []
     for number, group in enumerate(groups):
         before = sum(sizes[:number])
@@ -277,12 +279,12 @@ def request(
         "axes": {name: list(dict.fromkeys(column.tolist())) for name, column in grid.items()},
         "members": members(grid),
         "grid": _digest(grid.values()),
-        "data": _digest(jax.tree.leaves(source)),
+        "data": _digest(jax.tree.leaves(source), str(jax.tree.structure(source))),
     }
 
 
-def _digest(arrays: Iterable[Any]) -> str:
-    digest = hashlib.sha256()
+def _digest(arrays: Iterable[Any], kind: str = "") -> str:
+    digest = hashlib.sha256(kind.encode())
     for array in arrays:
         flat = array.reshape(-1)
         sample = np.asarray(

@@ -207,6 +207,8 @@ def _on_leaf(name: str, change, transformation: str) -> optax.GradientTransforma
     def update(updates: Any, state, params: Any = None, **extra_args):
         if params is None:
             raise InputError(f"{transformation} needs the params: optimizer.update(grads, state, params)")
+        if name not in params:
+            raise InputError(f"{transformation} needs a leaf {name}; there are: {', '.join(params)}")
         return {**updates, name: change(params[name], updates[name])}, state
 
     return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)

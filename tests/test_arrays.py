@@ -113,9 +113,9 @@ def test_wrong_suffix(tmp_path, name):
 @pytest.mark.parametrize(
     ("array", "words"),
     [
-        (np.ones(3), ["two-dimensional [rows, d_in]", "(3,)"]),
-        (np.ones((2, 2, 2)), ["two-dimensional [rows, d_in]", "(2, 2, 2)"]),
-        (np.array(1.0), ["two-dimensional [rows, d_in]", "()"]),
+        (np.ones(3), ["must be [rows, d_in]", "(3,)"]),
+        (np.ones((2, 2, 2, 2)), ["must be [rows, d_in]", "(2, 2, 2, 2)"]),
+        (np.array(1.0), ["must be [rows, d_in]", "()"]),
         (np.ones((0, 3)), ["no rows", "(0, 3)"]),
         (np.ones((3, 0)), ["no columns", "(3, 0)"]),
         (np.ones((2, 2), np.int64), ["floating-point", "int64"]),

@@ -173,7 +173,7 @@ def bad_arrays(place):
     ("words", "says"),
     [
         ("missing.npy", "missing.npy does not exist"),
-        ("flat.npy", "two-dimensional"),
+        ("flat.npy", "must be [rows, d_in]"),
         ("empty.npy", "no rows"),
         ("holed.npy", "2 values that are NaN or infinite, the first at row, column (3, 2)"),
         ("whole.npy", "int64"),
@@ -190,9 +190,9 @@ def bad_arrays(place):
         ("acts.npy --steps 0", "steps must be at least 1"),
         ("acts.npy --seeds 0", "--seeds must be at least 1"),
         ("acts.npy --batch-size 0", "batch_size must be at least 1"),
-        ("acts.npy --arg depth=1,2", "nothing takes the axis 'depth'"),
+        ("acts.npy --arg depth=1,2", "nothing takes the argument 'depth'"),
         ("acts.npy --arg learning_rate=0.5", "two names"),
-        ("acts.npy --arg nesterov=1", "nothing takes the axis 'nesterov'"),
+        ("acts.npy --arg nesterov=1", "nothing takes the argument 'nesterov'"),
         ("acts.npy --lr=-1", "--lr must be above 0"),
         ("acts.npy --l1=", "not a number"),
         ("acts.npy --members-at-once 0", "--members-at-once must be at least 1"),
@@ -442,3 +442,26 @@ def test_version_and_help(place):
         [sys.executable, "-m", "sae_jax", "--version"], capture_output=True, text=True, check=True
     )
     assert module.stdout.strip() == sae_jax.__version__
+
+
+def test_architectures_side_by_side_and_what_eval_needs_of_a_transcoder(place):
+    few = ["--steps", 5, "--d-sae", 8, "--quiet", "--batch-size", 16]
+    both = ["--arch", "relu,topk", "--l0", "2,3", "--arg", "auxk_loss=auxk.normalised"]
+    done = sae("sweep", "acts.npy", *both, *few, "--out", "both", cwd=place)
+    assert done.returncode == 0, done.stderr
+    rows = (place / "both" / "metrics.csv").read_text().splitlines()
+    assert rows[0].startswith("member,architecture,d_sae,target_l0,lr,seed,k,")
+    assert len(rows) == 5
+    rows = np.load(place / "acts.npy")
+    np.save(place / "after.npy", np.tanh(rows[:, :3]))
+    across = ["--arch", "transcoder", "--target", "after.npy", "--l1", 0.1, "--arg", "skip=True"]
+    done = sae("sweep", "acts.npy", *across, *few, "--out", "across", cwd=place)
+    assert done.returncode == 0, done.stderr
+    member = "across/members/000"
+    wrong = sae("eval", member, "acts.npy", cwd=place)
+    assert wrong.returncode == 2
+    assert wrong.stderr.strip() == f"sae-jax: {member} is a transcoder: give --target FILE"
+    right = sae("eval", member, "acts.npy", "--target", "after.npy", "--json", cwd=place)
+    table = (place / "across" / "metrics.csv").read_text().splitlines()
+    mse = float(table[1].split(",")[table[0].split(",").index("mse")])
+    assert json.loads(right.stdout)["mse"] == pytest.approx(mse, rel=1e-5)

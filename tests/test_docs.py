@@ -12,7 +12,15 @@ def blocks(page):
     return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), flags=re.DOTALL)
 
 
-PAGES = ["README.md", "docs/tutorial.md", "docs/architectures.md", "docs/recipes.md", "docs/parity.md"]
+PAGES = [
+    "README.md",
+    "docs/tutorial.md",
+    "docs/adding_an_architecture.md",
+    "docs/target_l0.md",
+    "docs/architectures.md",
+    "docs/recipes.md",
+    "docs/parity.md",
+]
 
 
 @pytest.mark.parametrize("page", PAGES)

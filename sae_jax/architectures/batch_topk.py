@@ -5,7 +5,7 @@ from jaxtyping import Array, Shaped
 
 from sae_jax import activations, initialisation, linear, losses
 from sae_jax import auxk as conventions
-from sae_jax.base import SAE, Info, architecture, require_k, require_weight
+from sae_jax.base import SAE, Info, architecture, require_k, require_positive, require_weight
 
 
 @architecture
@@ -58,13 +58,17 @@ def batch_topk(
 
     Source: Bussmann et al. 2024 (arXiv 2412.06410).
     """
-    require_k(k, d_sae, whole=False)
+    require_k(k, d_sae, False, k_max)
     require_weight("auxk", auxk)
+    require_positive("decoder_init_norm", decoder_init_norm)
+    require_positive("k_aux", k_aux)
     k_aux = max(1, d_in // 2) if k_aux is None else k_aux
 
     def init(key, dtype=jnp.float32):
         params = initialisation.tied_rows(key, d_in, d_sae, decoder_init_norm, dtype)
-        return {**params, "threshold": jnp.asarray(threshold_init, dtype)}
+        # its average moves by shares that half precision would lose
+        exact = jnp.promote_types(dtype, jnp.float32)
+        return {**params, "threshold": jnp.asarray(threshold_init, exact)}
 
     def pre_activations(params, x):
         # pi = (x - b_dec) W_enc + b_enc

@@ -5,7 +5,16 @@ import numpy as np
 from jaxtyping import Array, Float, Shaped
 
 from sae_jax import activations, control, initialisation, linear, losses
-from sae_jax.base import SAE, Info, Params, architecture, require, require_target, require_weight
+from sae_jax.base import (
+    SAE,
+    Info,
+    Params,
+    architecture,
+    require,
+    require_positive,
+    require_target,
+    require_weight,
+)
 
 
 @architecture
@@ -55,6 +64,9 @@ def crosscoder(
     require(sources >= 1, f"sources must be at least 1, got {sources}")
     require_weight("l1", l1)
     require_target(target_l0, d_sae)
+    if target_l0 is not None:
+        require_positive("l1", l1)
+    require_positive("decoder_init_norm", decoder_init_norm)
 
     def init(key, dtype=jnp.float32):
         drawn = initialisation.tied_rows(key, d_in, d_sae * sources, decoder_init_norm, dtype)

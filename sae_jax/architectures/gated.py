@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Shaped
 
 from sae_jax import activations, control, initialisation, linear, losses
-from sae_jax.base import SAE, Info, architecture, require_target, require_weight
+from sae_jax.base import SAE, Info, architecture, require_positive, require_target, require_weight
 
 
 @architecture
@@ -61,6 +61,9 @@ def gated(
     """
     require_weight("l1", l1)
     require_target(target_l0, d_sae)
+    if target_l0 is not None:
+        require_positive("l1", l1)
+    require_positive("decoder_init_norm", decoder_init_norm)
 
     def init(key, dtype=jnp.float32):
         params = initialisation.tied_rows(key, d_in, d_sae, decoder_init_norm, dtype)

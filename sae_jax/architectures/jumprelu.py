@@ -83,25 +83,31 @@ def jumprelu(
     aimed = penalty in losses.AIMED
     require(target_l0 is not None or not aimed, f"the penalty {penalty.__name__} needs target_l0")
     steering = target_l0 is not None and not aimed
+    if steering:
+        require_positive("l0_coefficient", l0_coefficient)
+    require_positive("threshold_init", threshold_init if log_threshold else None)
+    require_positive("decoder_init_norm", decoder_init_norm)
     has_pre_act = not (isinstance(pre_act, float | int) and pre_act == 0)
 
     def init(key, dtype=jnp.float32):
         params = initialisation.tied_rows(key, d_in, d_sae, decoder_init_norm, dtype)
-        start = jnp.full(d_sae, threshold_init, dtype)
+        # steps of a learning rate would be lost in half precision
+        start = jnp.full(d_sae, threshold_init, jnp.promote_types(dtype, jnp.float32))
         params |= {"log_threshold": jnp.log(start)} if log_threshold else {"threshold": start}
         return control.steered(params, dtype) if steering else params
 
-    def threshold_of(params):
-        return jnp.exp(params["log_threshold"]) if log_threshold else params["threshold"]
+    def threshold_of(params, pre):
+        threshold = jnp.exp(params["log_threshold"]) if log_threshold else params["threshold"]
+        return threshold.astype(pre.dtype)
 
     def encode(params, x):
         # f = pi H(pi - threshold), the threshold not below 0
         pre = linear.pre_activations(params, x, apply_b_dec_to_input)
-        return jnp.where(pre > threshold_of(params), activations.relu(pre), 0)
+        return jnp.where(pre > threshold_of(params, pre), activations.relu(pre), 0)
 
     def loss(params, batch, progress):
         pre = linear.pre_activations(params, batch.x, apply_b_dec_to_input)
-        threshold = threshold_of(params)
+        threshold = threshold_of(params, pre)
         f = activations.jumprelu(pre, threshold, bandwidth, ste_to_input)
         # |x_hat - x|^2,   x_hat = f W_dec + b_dec
         _, error = reconstruction(params, f, batch)

@@ -1,5 +1,6 @@
 """The Matryoshka SAE: every prefix of the latents is an SAE of its own."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -47,13 +48,21 @@ def matryoshka(
     Source: Bussmann et al. 2025 (arXiv 2503.17547).
     """
     shares = sorted({max(1, d_sae // part) for part in (8, 4, 2, 1)})
-    prefixes = tuple(shares if prefixes is None else map(int, prefixes))
+    prefixes = tuple(shares if prefixes is None else prefixes)
+    whole = all(width == int(width) for width in prefixes)
+    require(whole, f"prefixes must be whole numbers, got {prefixes}")
+    prefixes = tuple(map(int, prefixes))
     increasing = all(a < b for a, b in zip((0, *prefixes), prefixes, strict=False))
     require(increasing, f"prefixes must be above 0 and increase, got {prefixes}")
     require(prefixes[-1:] == (d_sae,), f"prefixes must end at d_sae = {d_sae}, got {prefixes}")
     weights = (1.0,) * len(prefixes) if prefix_weights is None else tuple(prefix_weights)
     same = len(weights) == len(prefixes)
     require(same, f"prefix_weights must be one per prefix: {len(prefixes)} prefixes, {len(weights)} weights")
+    nestable = {"reconstruction", "prefixes"} & set(inspect.signature(of).parameters) == {"reconstruction"}
+    require(nestable, f"{of.__name__} cannot be nested: it judges its reconstruction by itself")
+    if "mean_features" in inspect.signature(of).parameters:
+        # the errors of prefixes are summed over features, and so is the penalty
+        arguments = {"mean_features": False, **arguments}
     try:
         return of(d_in, d_sae, reconstruction=losses.nested(prefixes, weights), **arguments)
     except TypeError as error:

@@ -5,7 +5,7 @@ import optax
 from jaxtyping import Array, Shaped
 
 from sae_jax import activations, control, initialisation, linear, losses
-from sae_jax.base import SAE, Info, architecture, require_positive, require_target, require_weight
+from sae_jax.base import SAE, Info, architecture, require, require_positive, require_target, require_weight
 
 
 @architecture
@@ -75,9 +75,14 @@ def relu(
     """
     require_weight("l1", l1)
     require_target(target_l0, d_sae)
+    if target_l0 is not None:
+        require_positive("l1", l1)
+    require_positive("decoder_init_norm", decoder_init_norm)
     require_positive("p", p)
     require_positive("p_end", p_end)
     annealed = p_end is not None
+    increases = len(p_anneal) == 2 and 0 <= p_anneal[0] < p_anneal[1]
+    require(increases, f"p_anneal must be two steps, the first before the second, got {p_anneal}")
     reconstruct = reconstruction or (losses.averaged if mean_features else losses.summed)
 
     def init(key, dtype=jnp.float32):
@@ -95,7 +100,7 @@ def relu(
 
     def penalty(f, norms, exponent):
         if not annealed and isinstance(exponent, float | int) and exponent == 1:
-            return losses.l1(f, norms, mean_features)
+            return losses.l1(f, norms, mean_features and not lp_root)
         return losses.lp(f, exponent, norms, mean_features, lp_root)
 
     def loss(params, batch, progress):

@@ -5,7 +5,7 @@ from jaxtyping import Array, Shaped
 
 from sae_jax import activations, initialisation, linear, losses
 from sae_jax import auxk as conventions
-from sae_jax.base import SAE, Info, architecture, require_k, require_weight
+from sae_jax.base import SAE, Info, architecture, require_k, require_positive, require_weight
 
 
 @architecture
@@ -58,8 +58,10 @@ def topk(
 
     Source: Gao et al. 2024 (arXiv 2406.04093), sections 2.3 and 2.4, appendix A.2.
     """
-    require_k(k, d_sae, whole=True)
+    require_k(k, d_sae, True, k_max)
     require_weight("auxk", auxk)
+    require_positive("decoder_init_norm", decoder_init_norm)
+    require_positive("k_aux", k_aux)
     k_aux = max(1, d_in // 2) if k_aux is None else k_aux
 
     def init(key, dtype=jnp.float32):

@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import tyro
@@ -12,7 +12,7 @@ from rich.table import Table
 
 from sae_jax.base import require
 from sae_jax.data import as_float32, in_memory, read_array
-from sae_jax.metrics import evaluate
+from sae_jax.metrics import by_source, evaluate
 from sae_jax.trained import load
 
 
@@ -24,6 +24,8 @@ class Eval:
     """A folder in the SAELens layout, or a .pt file of the seed's module."""
     data: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DATA")]
     """A .npy, .npz or .safetensors array [n, d_in]."""
+    target: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
+    """Of a transcoder: the rows [n, d_out] that it is to give."""
     array: str | None = None
     """Which array of the file, where it holds several."""
     batch_size: int = 1024
@@ -35,10 +37,13 @@ def run(options: Eval) -> int:
     """Measure every metric on every row, and print them."""
     trained = load(options.sae)
     x = read_array(options.data, options.array)
-    d_in = trained.sae.config["d_in"]
-    require(x.shape[1] == d_in, f"{options.sae} reads {d_in} columns, but {options.data} has {x.shape[1]}")
-    source = in_memory(as_float32(x, str(options.data)), options.batch_size)
+    y = None if options.target is None else read_array(options.target)
+    _require_fit(options, trained.sae.config, x, y)
+    y = None if y is None else as_float32(y, str(options.target))
+    source = in_memory(as_float32(x, str(options.data)), options.batch_size, y=y)
     found = evaluate(trained.sae, trained.params, source.evaluation(len(x)))
+    if "sources" in trained.sae.config:
+        found |= by_source(trained.sae, trained.params, source.evaluation(len(x)))
     if options.as_json:
         print(json.dumps({name: _plain(value) for name, value in found.items()}, indent=2))
         return 0
@@ -46,8 +51,26 @@ def run(options: Eval) -> int:
     for name, value in found.items():
         if value.ndim == 0:
             table.add_row(name, f"{float(value):.6g}")
+        elif name.endswith("_by_source"):
+            table.add_row(name, ", ".join(f"{each:.6g}" for each in value.tolist()))
     Console().print(table)
     return 0
+
+
+def _require_fit(options: Eval, config: dict[str, Any], x: np.ndarray, y: np.ndarray | None) -> None:
+    """The rows are what this SAE reads, and the targets, of a transcoder, what it gives."""
+    name, d_in, d_out = options.sae, config["d_in"], config.get("d_out")
+    found = f"{options.data} has {x.shape[-1]}"
+    require(x.shape[-1] == d_in, f"{name} reads {d_in} columns, but {found}")
+    rows = [config["sources"], d_in] if "sources" in config else [d_in]
+    shape = list(x.shape[1:])
+    require(shape == rows, f"{name} reads rows of {rows}, but {options.data} has rows of {shape}")
+    if d_out is None:
+        require(y is None, f"{name} is no transcoder, so it takes no --target")
+    else:
+        require(y is not None, f"{name} is a transcoder: give --target FILE")
+        width = 0 if y is None else y.shape[-1]
+        require(width == d_out, f"{name} gives {d_out} columns, but {options.target} has {width}")
 
 
 def _plain(value: np.ndarray):

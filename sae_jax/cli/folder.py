@@ -89,7 +89,9 @@ def claim(out: Path, request: dict[str, Any], *, overwrite: bool, resume: bool) 
         yield run
     finally:
         _remove(out / STAGE)
-        if checkpoints.is_dir() and not any(path.name.isdecimal() for path in checkpoints.glob("*/*")):
+        # a sweep's chunks hold its checkpoints, and the groups of several sweeps their chunks
+        steps = [*checkpoints.glob("*/*"), *checkpoints.glob("*/*/*")]
+        if checkpoints.is_dir() and not any(path.name.isdecimal() for path in steps):
             _remove(checkpoints)
         for path in new:
             if path.is_dir() and not any(path.iterdir()):

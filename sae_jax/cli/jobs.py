@@ -78,6 +78,8 @@ def prepare(options: Any) -> Job:
     """Read the data and lay out the grids. What can be said against the input is said here."""
     builders = [find(name) for name in options.arch.split(",")]
     require(len(set(builders)) == len(builders), f"--arch names an architecture twice: {options.arch}")
+    at_once = options.members_at_once
+    require(at_once is None or at_once >= 1, f"--members-at-once must be at least 1, got {at_once}")
     on_tokens = options.data is None
     defaults = ON_TOKENS if on_tokens else ON_DATA
     x = (
@@ -156,7 +158,7 @@ def _table(
     factory: Callable[..., SAE], d_sae: int, words: dict[str, str], options: Any, defaults: Defaults
 ) -> Grid:
     """The grid of one architecture at one width."""
-    require(d_sae >= 1, f"--d-sae must be at least 1, got {d_sae}")
+    require(d_sae >= 1, f"d_sae must be at least 1, got {d_sae}")
     arguments = arguments_of(factory)
     name = next((name for name in defaults.sparsity if name in arguments), None)
     axes: dict[str, Any] = {}
