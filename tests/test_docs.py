@@ -15,9 +15,9 @@ def blocks(page):
 PAGES = [
     "README.md",
     "docs/tutorial.md",
+    "docs/architectures.md",
     "docs/adding_an_architecture.md",
     "docs/target_l0.md",
-    "docs/architectures.md",
     "docs/recipes.md",
     "docs/parity.md",
 ]

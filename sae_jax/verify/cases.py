@@ -203,7 +203,8 @@ CASES: dict[str, Case] = {
     ),
     "matryoshka of relu": Case(
         "matryoshka",
-        {"of": "relu", "prefixes": [8, 32], "prefix_weights": [0.25, 0.75], "l1": 0.1, "mean_features": False},
+        {"of": "relu", "prefixes": [8, 32], "prefix_weights": [0.25, 0.75], "l1": 0.1}
+        | {"mean_features": False},
     ),
     "transcoder of topk, skip": Case(
         "transcoder", {**DYING, **NORMALISED, "of": "topk", "d_out": 12, "skip": True}
