@@ -80,6 +80,7 @@ class Program(NamedTuple):
     start: Callable[[dict[str, Array]], Members]
     step: Callable[[Members, Batch], tuple[Members, dict[str, Array]]]
     measure: Callable[[Members, Batch, Array], metrics.Sums]
+    encode: Callable[[Members, Array], Array]
 
 
 @lru_cache(maxsize=32)
@@ -110,6 +111,9 @@ def program_of(factory, optimizer, names: tuple[str, ...], dtype) -> Program:
     def measure(hyper, state: TrainState, batch: Batch, centre):
         return metrics.measure(build(hyper)[0], trained_params(state), batch, centre)
 
+    def encode(hyper, state: TrainState, x):
+        return build(hyper)[0].encode(trained_params(state), x)
+
     def vmapped_step(state: Members, batch: Batch):
         train, logs = jax.vmap(step, in_axes=(0, 0, None))(state.hyper, state.train, batch)
         return Members(state.hyper, train), logs
@@ -126,6 +130,7 @@ def program_of(factory, optimizer, names: tuple[str, ...], dtype) -> Program:
                 state.hyper, state.train, batch, centre
             )
         ),
+        jax.jit(lambda state, x: jax.vmap(encode, in_axes=(0, 0, None))(state.hyper, state.train, x)),
     )
 
 

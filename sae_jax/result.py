@@ -13,10 +13,18 @@ import numpy as np
 from sae_jax import formats
 from sae_jax.base import SAE, InputError, Params, require
 from sae_jax.grid import Grid, members
+from sae_jax.metrics.stability import Stability, stability
+from sae_jax.seeds import Interval, Settings, interval, settings
 from sae_jax.trained import TrainedSAE
 
 COLUMNS = ("loss", "mse", "l0", "explained_variance", "dead_fraction")
 """Metrics in the table, in order, between the hyper-parameters and the status."""
+WHERE_KNOWN = (
+    "mmcs", "mmcs_learned", "mcc", "uniqueness", "precision", "recall", "f1", "recovered", "hedging",
+    "absorption", "consistency",
+)  # fmt: skip
+"""More of them, where the features of the data are known or seeds were held against each other."""
+MORE_IS_BETTER = {"explained_variance", *WHERE_KNOWN} - {"hedging", "absorption"}
 
 
 class Part(NamedTuple):
@@ -105,8 +113,78 @@ class SweepResult(NamedTuple):
             "member": np.arange(members(self.grid)),
             **self.grid,
             **{name: measured[name] for name in COLUMNS},
+            **{name: self.metrics[name] for name in WHERE_KNOWN if name in self.metrics},
             "status": self.status,
         }
+
+    @property
+    def settings(self) -> Settings:
+        """The members grouped by all but their seed."""
+        return settings(self.grid)
+
+    def intervals(self) -> dict[str, Interval]:
+        """Every measured column of the table as a mean over seeds with its 95 % interval.
+
+        Members that diverged are left out.
+
+        Returns:
+          By column an `Interval`, one entry per row of `settings.grid`.
+
+        Example:
+          >>> among, told = result.settings, result.intervals()
+          >>> among.grid["l1"], told["l0"].mean, told["l0"].half_width
+        """
+        among, ok = self.settings, self.status == "ok"
+        measured = [name for name in (*COLUMNS, *WHERE_KNOWN) if name in self.table]
+        return {name: interval(np.where(ok, self._column(name), np.nan), among) for name in measured}
+
+    def stability(self, threshold: float = 0.9, others: int = 16) -> Stability:
+        """Which features come back when nothing but the seed changes, and how consistent each setting is.
+
+        Latents of two members are matched one to one by the cosine of their decoder rows; latents that never
+        fire are left out, where it is known that they do not.
+
+        Args:
+          threshold: the cosine above which a feature has come back.
+          others: how many other seeds a member is held against, at most.
+
+        Returns:
+          `Stability`: per latent, per member, and per row of `settings.grid`.
+
+        Raises:
+          InputError: no setting has several seeds, or members' weights were not saved.
+
+        Example:
+          >>> result.stability().consistency
+        """
+        among = self.settings
+        require(
+            among.repeated, "no setting has several seeds to hold against each other: sweep seed=range(5)"
+        )
+        density = self.metrics.get("density")
+        live = None if density is None else [each > 0 for each in density]
+        return stability(self.dictionaries(), among.members, live, threshold, others)
+
+    def dictionaries(self) -> list[np.ndarray]:
+        """Each member's decoder rows [d_sae, d_in], a crosscoder's sources side by side; NaN if it diverged.
+
+        Raises:
+          InputError: members' weights were not saved.
+        """
+        total = members(self.grid)
+        require(len(self.kept) == total, "this needs the weights of all members, and some were not saved")
+        ok = self.status == "ok"
+        rows: list[np.ndarray] = [np.empty(0)] * total
+        for part in self.parts:
+            decoders = np.asarray(part.params["W_dec"])
+            for place, index in enumerate(part.members.tolist()):
+                decoder = decoders[place].reshape(decoders.shape[1], -1)
+                rows[index] = decoder if ok[index] else np.full_like(decoder, np.nan)
+        return rows
+
+    def with_consistency(self, found: Stability) -> "SweepResult":
+        """The same result with a column `consistency`: how far each member agrees with its other seeds."""
+        return self._replace(metrics={**self.metrics, "consistency": found.of_member})
 
     def member(self, index: int) -> TrainedSAE:
         """One member with its weights.
@@ -186,11 +264,11 @@ class SweepResult(NamedTuple):
         return int(np.where(allowed, self._column(by), np.inf).argmin())
 
     def frontier(self, x: str = "l0", y: str = "fvu", among: np.ndarray | None = None) -> np.ndarray:
-        """The Pareto frontier: members that no other beats in both columns, each to be made small.
+        """The Pareto frontier: members that no other beats in both columns.
 
         Args:
-          x: one column, sparsity.
-          y: the other, infidelity.
+          x: one column, sparsity, to be made small.
+          y: the other, to be made small too, unless more of it is better, as of `explained_variance` or `f1`.
           among: the members to look at; None for all.
 
         Returns:
@@ -199,7 +277,7 @@ class SweepResult(NamedTuple):
         Example:
           >>> [result.table["l1"][i] for i in result.frontier()]
         """
-        xs, ys = self._column(x), self._column(y)
+        xs, ys = (-self._column(name) if name in MORE_IS_BETTER else self._column(name) for name in (x, y))
         fit = np.flatnonzero((self.status == "ok") & np.isfinite(xs) & np.isfinite(ys))
         fit = fit if among is None else np.intersect1d(fit, among)
         order = fit[np.lexsort((ys[fit], xs[fit]))]
@@ -267,7 +345,7 @@ class SweepResult(NamedTuple):
                 rows = list(csv.DictReader(file))
             axes = about["axes"]
             grid = {name: _read_column([row[name] for row in rows], kind) for name, kind in axes.items()}
-            names = set(COLUMNS) - {"loss"}
+            names = (set(COLUMNS) | set(WHERE_KNOWN) & set(rows[0] if rows else ())) - {"loss"}
             metrics = {name: np.array([float(row[name]) for row in rows]) for name in names}
         except (OSError, EOFError, ValueError, KeyError, TypeError, BadZipFile) as error:
             raise InputError(f"{folder} does not hold a whole sweep: {error!r}") from None

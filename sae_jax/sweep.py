@@ -16,8 +16,10 @@ from sae_jax import checkpoint, metrics
 from sae_jax.base import SAE, require
 from sae_jax.data import Source
 from sae_jax.grid import Grid, members
+from sae_jax.metrics.recovery import recovered_by
 from sae_jax.program import bounded, checked_program, members_that_fit
 from sae_jax.result import Part, SweepResult, join
+from sae_jax.synthetic import World
 from sae_jax.train import History, run_resumable, trained_params
 
 
@@ -66,7 +68,8 @@ def sweep(
       checkpoints: a folder to write checkpoints to, and to go on from where it holds some.
 
     Returns:
-      A `SweepResult`.
+      A `SweepResult`. Where the source is a `synthetic.World`, what it knows of its features is held against
+      what the members found: `metrics.recovery` tells the figures.
 
     Raises:
       InputError: an axis that nothing takes or that sets a shape, a value that the factory refuses, an
@@ -109,6 +112,9 @@ def sweep(
             checkpoints=None if checkpoints is None else checkpoints / f"{number}-of-{chunks}",
         )
         measured = metrics.stream(partial(program.measure, state), source.evaluation(evaluate_rows))
+        if isinstance(source, World):
+            dictionaries = trained_params(state.train)["W_dec"]
+            measured |= recovered_by(dictionaries, partial(program.encode, state), source, evaluate_rows)
         parts.append(
             {
                 "params": {

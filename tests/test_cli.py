@@ -76,7 +76,7 @@ def test_the_folder_of_a_sweep(swept):
     assert {path.name for path in (out / "members").iterdir()} == {f"{i:03d}" for i in range(16)}
     rows = rows_of(out)
     assert list(rows[0]) == (
-        "member,l1,lr,seed,loss,mse,l0,explained_variance,dead_fraction,status".split(",")
+        "member,l1,lr,seed,loss,mse,l0,explained_variance,dead_fraction,consistency,status".split(",")
     )
     assert len(rows) == 16
     assert {row["status"] for row in rows} == {"ok"}
@@ -89,7 +89,7 @@ def test_the_folder_of_a_sweep(swept):
     assert about["environment"]["jax"]
     assert about["members_per_second"] > 0
     assert (out / "frontier.png").read_bytes().startswith(b"\x89PNG")
-    assert "all members" in done.stdout
+    assert "mean over 2 seeds" in done.stdout
 
 
 def test_every_member_opens_in_saelens(swept, place, torch, sae_lens):
@@ -208,6 +208,14 @@ def bad_arrays(place):
         ("acts.npy --resume --overwrite", "exclude each other"),
         ("acts.npy --resume", "holds no run to resume"),
         ("acts.npy --out acts.npy", "is a file"),
+        ("--world nowhere", "there is no world 'nowhere'; there are: toy_superposition"),
+        ("acts.npy --world hedging", "leave out DATA"),
+        ("--world hedging --world-args depth=2", "takes no argument 'depth'; there are: d_in"),
+        ("--world hedging --world-args first", "NAME=VALUE"),
+        ("--world hedging --world-args first=1.5", "from 0 to 1, got 1.5"),
+        ("--world matryoshka_tree --world-args child=0.5", "at most 1 is possible"),
+        ("--world hedging --arch transcoder", "no rows that a transcoder"),
+        ("--world-args first=0.1", "--world-args is for --world"),
     ],
 )
 def test_bad_input_is_one_sentence(place, words, says, capsys, monkeypatch):
@@ -419,6 +427,32 @@ def test_verify_runs(place):
     assert found["ok"]
     assert {report["case"].split(",")[0] for report in found["reports"]} == {"relu"}
     assert len(found["reports"]) == 16
+
+
+def test_a_sweep_in_a_world(tmp_path):
+    words = "sweep --world matryoshka_tree --world-args d_in=24 --arch topk --l0 1,2 --lr 0.003".split()
+    done = sae(*words, "--seeds", 3, "--steps", 200, "--json", "--out", "r", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["data"] == "the world matryoshka_tree d_in=24"
+    assert [setting["k"] for setting in told["settings"]] == [1, 2]
+    mean, half_width = told["settings"][1]["mcc"]
+    rows = rows_of(tmp_path / "r")
+    assert mean == pytest.approx(np.mean([float(row["mcc"]) for row in rows[3:]]))
+    assert half_width > 0
+    assert all(0 < float(row["consistency"]) <= 1 for row in rows)
+    found = sae(
+        "eval",
+        "r/members/004",
+        "--world",
+        "matryoshka_tree",
+        "--world-args",
+        "d_in=24",
+        "--json",
+        cwd=tmp_path,
+    )
+    assert found.returncode == 0, found.stderr
+    assert json.loads(found.stdout)["mcc"] == pytest.approx(float(rows[4]["mcc"]), abs=1e-6)
 
 
 def test_the_doctor(monkeypatch, capsys):

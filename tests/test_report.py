@@ -198,11 +198,14 @@ def test_page_draws_the_members(result):
     text = sweep_page(result, {"seconds": 2.0}, TOKENS)
     page = Page(text)
     ok = result.status == "ok"
-    line, dots = page.plots["frontier"]["data"]
+    line, dots, means = page.plots["frontier"]["data"]
     np.testing.assert_allclose(dots["y"], result.metrics["explained_variance"][ok], rtol=1e-4)
     np.testing.assert_allclose(line["x"], result.metrics["l0"][result.frontier()], rtol=1e-4)
     assert dots["hovertext"][0].startswith("member 0<br>l1 0.001<br>lr 0.001<br>seed 0<br>loss ")
-    assert len(page.plots["curve-loss"]["data"]) == 27
+    told = result.intervals()["explained_variance"]
+    np.testing.assert_allclose(means["y"], told.mean[np.isfinite(told.mean)], rtol=1e-4)
+    np.testing.assert_allclose(means["error_y"]["array"], told.half_width[np.isfinite(told.mean)], rtol=1e-3)
+    assert len(page.plots["curve-loss"]["data"]) == 9, "median and quartiles for each l1"
     cells = page.plots["axes"]["data"][0]["z"]
     mean = result.metrics["explained_variance"][0:3].mean()  # l1 1e-3, lr 1e-3
     assert cells[0][0] == pytest.approx(mean, rel=1e-4)

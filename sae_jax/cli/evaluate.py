@@ -11,9 +11,13 @@ from rich.console import Console
 from rich.table import Table
 
 from sae_jax.base import require
+from sae_jax.cli.jobs import world
 from sae_jax.data import as_float32, in_memory, read_array
 from sae_jax.metrics import by_source, evaluate
-from sae_jax.trained import load
+from sae_jax.metrics.recovery import recover
+from sae_jax.trained import TrainedSAE, load
+
+ROWS_OF_A_WORLD = 65_536
 
 
 @dataclass
@@ -22,8 +26,14 @@ class Eval:
 
     sae: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="SAE")]
     """A folder in the SAELens layout, or a .pt file of the seed's module."""
-    data: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DATA")]
+    data: Annotated[
+        tyro.conf.Positional[Path | None], tyro.conf.arg(metavar="DATA", help_behavior_hint="")
+    ] = None
     """A .npy, .npz or .safetensors array [n, d_in]."""
+    world: Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="")] = None
+    """In place of DATA a world, whose features are then held against the SAE's; see sae-jax sweep."""
+    world_args: tuple[str, ...] = ()
+    """NAME=VALUE ...: arguments of the world."""
     target: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
     """Of a transcoder: the rows [n, d_out] that it is to give."""
     array: str | None = None
@@ -36,6 +46,9 @@ class Eval:
 def run(options: Eval) -> int:
     """Measure every metric on every row, and print them."""
     trained = load(options.sae)
+    require((options.data is None) != (options.world is None), "say what to measure on: DATA or --world NAME")
+    if options.data is None:
+        return _tell(options, *_in_world(options, trained))
     x = read_array(options.data, options.array)
     y = None if options.target is None else read_array(options.target)
     _require_fit(options, trained.sae.config, x, y)
@@ -44,10 +57,24 @@ def run(options: Eval) -> int:
     found = evaluate(trained.sae, trained.params, source.evaluation(len(x)))
     if "sources" in trained.sae.config:
         found |= by_source(trained.sae, trained.params, source.evaluation(len(x)))
+    return _tell(options, found, f"{len(x)} rows of {options.data}")
+
+
+def _in_world(options: Eval, trained: TrainedSAE) -> tuple[dict[str, np.ndarray], str]:
+    """What the SAE makes of a world's rows, and what it finds of its features."""
+    place = world(str(options.world), options.world_args, None, 0)
+    reads, width = trained.sae.config["d_in"], place.directions.shape[1]
+    require(reads == width, f"{options.sae} reads {reads} columns, but the world {options.world} has {width}")
+    found = evaluate(trained.sae, trained.params, place.evaluation(ROWS_OF_A_WORLD))
+    found |= recover(trained.sae, trained.params, place, ROWS_OF_A_WORLD)
+    return found, f"{ROWS_OF_A_WORLD} rows of the world {options.world}"
+
+
+def _tell(options: Eval, found: dict[str, np.ndarray], on: str) -> int:
     if options.as_json:
         print(json.dumps({name: _plain(value) for name, value in found.items()}, indent=2))
         return 0
-    table = Table("metric", "value", title=f"{options.sae} on {len(x)} rows of {options.data}")
+    table = Table("metric", "value", title=f"{options.sae} on {on}")
     for name, value in found.items():
         if value.ndim == 0:
             table.add_row(name, f"{float(value):.6g}")

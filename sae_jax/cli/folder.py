@@ -41,12 +41,11 @@ class Run:
         _remove(self.checkpoints)
 
 
-def choose(out: Path | None, data: Path | None, resume: bool) -> Path:
+def choose(out: Path | None, name: str, resume: bool) -> Path:
     """The folder asked for, or the first free `runs/NAME-N`."""
     require(out is not None or not resume, "--resume needs --out: say which run to go on with")
     if out is not None:
         return out
-    name = "tokens" if data is None else data.stem
     number = 1
     while (Path("runs") / f"{name}-{number}").exists():
         number += 1

@@ -1,6 +1,7 @@
 """From the options of `sae-jax sweep` and `train` to groups: one per architecture and width."""
 
 import collections.abc
+import inspect
 import typing
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -8,14 +9,14 @@ from typing import Any, NamedTuple
 
 import optax
 
-from sae_jax import normalise
+from sae_jax import normalise, synthetic
 from sae_jax.architectures import convention, find
 from sae_jax.base import SAE, require
 from sae_jax.data import Source, as_float32, in_memory, read_array
 from sae_jax.grid import Grid, grid, members, parse_axis, zipped
 from sae_jax.program import arguments_of
 from sae_jax.sweep import Group
-from sae_jax.synthetic import Tokens, seed_tokens
+from sae_jax.synthetic import Tokens, World, seed_tokens
 from sae_jax.transforms import unit_norm_decoder
 
 OPTIONS = {"l1": "--l1", "lr": "--lr", "seed": "--seeds", "d_sae": "--d-sae"}
@@ -56,6 +57,8 @@ ON_DATA = Defaults(
     sparsity={"k": "2,4,8,16,32", "l1": "0.0001:0.1:8", "l0_coefficient": "0.0001:0.1:8"},
     seeds=1,
 )
+IN_WORLD = ON_DATA._replace(seeds=3)
+ROWS_PER_STEP = 1024
 
 
 class Job(NamedTuple):
@@ -69,6 +72,11 @@ class Job(NamedTuple):
     """What the rows went through, to be folded into the weights; None for nothing."""
 
     @property
+    def truth(self) -> World | None:
+        """The world that the data come from."""
+        return self.source if isinstance(self.source, World) else None
+
+    @property
     def members(self) -> int:
         """How many members all groups have together."""
         return sum(members(group.grid) for group in self.groups)
@@ -80,25 +88,13 @@ def prepare(options: Any) -> Job:
     require(len(set(builders)) == len(builders), f"--arch names an architecture twice: {options.arch}")
     at_once = options.members_at_once
     require(at_once is None or at_once >= 1, f"--members-at-once must be at least 1, got {at_once}")
-    on_tokens = options.data is None
-    defaults = ON_TOKENS if on_tokens else ON_DATA
-    x = (
-        seed_tokens().x
-        if on_tokens
-        else as_float32(read_array(options.data, options.array), str(options.data))
-    )
-    y = None if options.target is None else as_float32(read_array(options.target), str(options.target))
-    source: Source = in_memory(x, options.batch_size, options.data_seed, y=y)
-    normalisation = None
-    if options.normalise is not None:
-        require(y is None, "--normalise is for data that are their own target, not for --target")
-        normalisation = NORMALISATIONS[options.normalise](x)
-        source = normalise.normalised(source, normalisation)
+    source, normalisation, shapes, defaults = _rows(options)
     widths = (
-        [defaults.d_sae(x.shape[-1])] if options.d_sae is None else _whole_numbers("--d-sae", options.d_sae)
+        [defaults.d_sae(shapes["d_in"])]
+        if options.d_sae is None
+        else _whole_numbers("--d-sae", options.d_sae)
     )
     words = _words(options.arg)
-    shapes = {"d_in": x.shape[-1], "sources": x.shape[1]} | ({} if y is None else {"d_out": y.shape[-1]})
     shaped = [_shaped(build, words, shapes, options) for build in builders]
     optimizer = adam_on_unit_norm if options.unit_norm_decoder else adam
     _require_taken([*words, *(["l1"] if options.l1 is not None else [])], shaped, optimizer)
@@ -108,7 +104,55 @@ def prepare(options: Any) -> Job:
         for d_sae in widths
     ]
     steps = options.steps if options.steps is not None else defaults.steps
-    return Job(tuple(groups), source, steps, seed_tokens() if on_tokens else None, normalisation)
+    tokens = seed_tokens() if defaults is ON_TOKENS else None
+    return Job(tuple(groups), source, steps, tokens, normalisation)
+
+
+def _rows(options: Any) -> tuple[Source, Any, dict[str, int], Defaults]:
+    """Where the rows come from, what they are normalised by, their shapes, and what goes without saying."""
+    if options.world is not None:
+        return _world_rows(options)
+    require(not options.world_args, "--world-args is for --world NAME")
+    batch_size = ROWS_PER_STEP if options.batch_size is None else options.batch_size
+    x = (
+        seed_tokens().x
+        if options.data is None
+        else as_float32(read_array(options.data, options.array), str(options.data))
+    )
+    y = None if options.target is None else as_float32(read_array(options.target), str(options.target))
+    source: Source = in_memory(x, batch_size, options.data_seed, y=y)
+    normalisation = None
+    if options.normalise is not None:
+        require(y is None, "--normalise is for data that are their own target, not for --target")
+        normalisation = NORMALISATIONS[options.normalise](x)
+        source = normalise.normalised(source, normalisation)
+    shapes = {"d_in": x.shape[-1], "sources": x.shape[1]} | ({} if y is None else {"d_out": y.shape[-1]})
+    return source, normalisation, shapes, ON_TOKENS if options.data is None else ON_DATA
+
+
+def _world_rows(options: Any) -> tuple[Source, Any, dict[str, int], Defaults]:
+    for name in ("data", "array", "target", "normalise"):
+        require(getattr(options, name) is None, f"--world makes its own data: leave out {name.upper()}")
+    found = world(options.world, options.world_args, options.batch_size, options.data_seed)
+    features, d_in = found.directions.shape
+    return found, None, {"d_in": d_in}, IN_WORLD._replace(d_sae=lambda d_in: features)
+
+
+def world(name: str, arguments: Iterable[str], batch_size: int | None, data_seed: int) -> World:
+    """A world by its name and `NAME=VALUE` arguments."""
+    build = synthetic.find(name)
+    taken = inspect.signature(build).parameters
+    given: dict[str, Any] = {"data_seed": data_seed}
+    if batch_size is not None:
+        given["batch_size"] = batch_size
+    for argument in arguments:
+        word, equals, text = argument.partition("=")
+        require(bool(equals), f"--world-args takes NAME=VALUE, got {argument!r}")
+        require(word not in given, f"{word} of the world is given twice")
+        listed = ", ".join(taken)
+        require(word in taken, f"the world {name} takes no argument {word!r}; there are: {listed}")
+        given[word] = _value(word, text, taken[word].annotation)
+    return build(**given)
 
 
 def adam(learning_rate, b1=0.9, b2=0.999, eps=1e-8):
@@ -141,7 +185,11 @@ def _shaped(
     if "of" in words and "of" in arguments_of(build):
         build = partial(build, of=convention(words["of"]))
     arguments = arguments_of(build)
-    if "d_out" in arguments:
+    if "d_out" in arguments and options.world is not None:
+        require(
+            False, "a world has no rows that a transcoder could give; --world is for the other architectures"
+        )
+    elif "d_out" in arguments:
         require("d_out" in shapes, "a transcoder needs --target FILE: the rows that it is to give")
     elif options.target is not None:
         require(False, f"--target is for --arch transcoder, not for {options.arch}")

@@ -6,7 +6,7 @@ from types import FrameType
 
 import numpy as np
 from rich import box
-from rich.console import Console
+from rich.console import Console, Group
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -15,6 +15,10 @@ from sae_jax.sweep import Look
 
 SECONDS_BETWEEN_LINES = 10.0
 ROWS_IN_SUMMARY = 24
+FOUND = ("f1", "mcc", "mmcs", "uniqueness", "recovered")
+"""Columns of the table on true features."""
+ONLY_IN_FILES = ("loss", "mmcs_learned", "precision", "recall", "hedging", "absorption")
+"""Columns that a screen has no room for."""
 
 
 class Ticker:
@@ -100,26 +104,69 @@ def counted(members: int) -> str:
     return f"{members:,} member" if members == 1 else f"{members:,} members"
 
 
-def summary(result: SweepResult) -> Table:
-    """The members, or where they are many the frontier, as a table."""
-    table = result.table
-    count = len(table["member"])
-    shown = np.arange(count) if count <= ROWS_IN_SUMMARY else result.frontier()
-    if len(shown) > ROWS_IN_SUMMARY:
-        shown = shown[np.unique(np.linspace(0, len(shown) - 1, ROWS_IN_SUMMARY).astype(int))]
+def summary(result: SweepResult) -> Group:
+    """The members, or where they are many the frontier; where seeds vary, the settings with intervals.
+
+    What they found of features that are known is a table of its own, since one would be too wide.
+    """
+    columns, title = _by_setting(result) if result.settings.repeated else _by_member(result)
+    for name in result.grid:
+        if len(columns.get(name, ())) > 1 and len(np.unique(result.grid[name])) == 1:
+            title += f", {name} {columns.pop(name)[0]}"
     diverged = int((result.status != "ok").sum())
-    title = "all members" if len(shown) == count else f"{len(shown)} on the frontier of {count} members"
-    constant = [name for name in result.grid if count > 1 and len(np.unique(table[name])) == 1]
-    for name in constant:
-        title += f", {name} {_cell(table.pop(name)[0])}"
-    view = Table(
-        box=box.SIMPLE, padding=(0, 1, 0, 0), title=f"{title}, {diverged} diverged" if diverged else title
-    )
-    for name in table:
+    title = f"{title}, {diverged} diverged" if diverged else title
+    found = {name: columns.pop(name) for name in FOUND if name in columns}
+    tables = [_drawn(title, columns)]
+    if found:
+        rows = {name: column for name, column in columns.items() if name in ("member", *result.grid)}
+        tables.append(_drawn("the true features, found", {**rows, **found}))
+    return Group(*tables)
+
+
+def _drawn(title: str, columns: dict[str, list[str]]) -> Table:
+    view = Table(box=box.SIMPLE, padding=(0, 1, 0, 0), title=title)
+    for name in columns:
         view.add_column(name.replace("_", " "), justify="right", no_wrap=name == "status")
-    for index in shown:
-        view.add_row(*(_cell(column[index]) for column in table.values()))
+    for row in zip(*columns.values(), strict=True):
+        view.add_row(*row)
     return view
+
+
+def _by_member(result: SweepResult) -> tuple[dict[str, list[str]], str]:
+    table = {name: column for name, column in result.table.items() if name not in ONLY_IN_FILES}
+    count = len(table["member"])
+    shown = _spread(np.arange(count) if count <= ROWS_IN_SUMMARY else result.frontier())
+    title = "all members" if len(shown) == count else f"{len(shown)} on the frontier of {count} members"
+    return {name: [_cell(column[index]) for index in shown] for name, column in table.items()}, title
+
+
+def _by_setting(result: SweepResult) -> tuple[dict[str, list[str]], str]:
+    among, told = result.settings, result.intervals()
+    count = len(among.members)
+    shown = _spread(np.arange(count))
+    axes = {name: [_cell(column[index]) for index in shown] for name, column in among.grid.items()}
+    measured = {
+        name: [_with_interval(each.mean[index].item(), each.half_width[index].item()) for index in shown]
+        for name, each in told.items()
+        if name not in ONLY_IN_FILES
+    }
+    seeds = max(map(len, among.members))
+    which = "" if len(shown) == count else f", {len(shown)} of {count} settings"
+    return {**axes, **measured}, f"mean over {seeds} seeds and half its 95 % interval{which}"
+
+
+def _spread(rows: np.ndarray) -> np.ndarray:
+    if len(rows) <= ROWS_IN_SUMMARY:
+        return rows
+    return rows[np.unique(np.linspace(0, len(rows) - 1, ROWS_IN_SUMMARY).astype(int))]
+
+
+def _with_interval(mean: float, half_width: float) -> str:
+    if not np.isfinite(half_width):
+        return _cell(mean)
+    # as many places as the interval's first digit tells apart
+    places = max(0, min(6, 1 - int(np.floor(np.log10(half_width))))) if half_width > 0 else 3
+    return f"{mean:.{places}f} ±{half_width:.{places}f}"
 
 
 def _cell(value) -> str:

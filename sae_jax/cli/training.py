@@ -20,10 +20,10 @@ from sae_jax.base import require
 from sae_jax.cli import doctor, folder
 from sae_jax.cli.jobs import Job, prepare
 from sae_jax.cli.progress import StopSignals, Ticker, counted, summary
+from sae_jax.metrics.stability import Stability
 from sae_jax.program import arguments_of
 from sae_jax.result import SweepResult
 from sae_jax.sweep import Look, request_all, sweep, sweep_all
-from sae_jax.synthetic import Tokens
 from sae_jax.train import Stopped
 from sae_jax.trained import TrainedSAE
 
@@ -48,13 +48,20 @@ class Training:
     """A .npy, .npz or .safetensors array [n, d_in]. Default: the eight tokens."""
     array: Annotated[str | None, _left_out("NAME")] = None
     """Which array of the file, where it holds several."""
+    world: Annotated[str | None, _left_out("NAME")] = None
+    """In place of DATA a world whose features are known: toy_superposition, forty_in_five, hedging,
+    sharkey_uncorrelated, sharkey_correlated, sparse_but_wrong, matryoshka_tree, synthsaebench_1k,
+    synthsaebench_16k."""
+    world_args: tuple[str, ...] = ()
+    """NAME=VALUE ...: arguments of the world, such as features=512 d_in=64 seed=1."""
     target: MaybePath = None
     """A file of rows [n, d_out] that a transcoder is to give."""
     arch: str = "relu"
     """Architectures, with commas between: relu, topk, batch_topk, jumprelu, gated, matryoshka, transcoder,
     crosscoder."""
     d_sae: MaybeText = None
-    """Number of latents, or several with commas between. Default: 6 on the tokens, 4 * d_in on data."""
+    """Number of latents, or several with commas between. Default: 6 on the tokens, 4 * d_in on data, as many
+    as there are features in a world."""
     l0: MaybeText = None
     """Active latents per row to arrive at: the k of TopK's family, the target L0 of the others."""
     l1: MaybeText = None
@@ -62,7 +69,8 @@ class Training:
     lr: MaybeText = None
     """Adam's learning rate. Default: 0.01 on the tokens, 0.001 on data."""
     seeds: MaybeCount = None
-    """How many seeds draw initial weights: 0, 1, ... Default: 16 on the tokens, 1 on data; train: 1."""
+    """How many seeds draw initial weights: 0, 1, ... Default: 16 on the tokens, 1 on data, 3 in a
+    world; train: 1."""
     arg: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """NAME=VALUES: any other argument of the architectures that take it, or of Adam (b1, b2, eps):
     tied=True, k=4,8,16, auxk_loss=auxk.saelens, of=topk, b1=0,0.9."""
@@ -75,12 +83,12 @@ class Training:
     """Normalise the data; what is saved takes the data as they are. Default: not at all."""
     unit_norm_decoder: bool = False
     """Keep every decoder row at norm 1."""
-    batch_size: int = 1024
-    """Rows per step; all rows where there are fewer."""
+    batch_size: MaybeCount = None
+    """Rows per step; all rows where there are fewer. Default: 1024, or what the world says."""
     steps: MaybeCount = None
     """Training steps. Default: 500 on the tokens, 5000 on data."""
     data_seed: int = 0
-    """Names the order of the rows."""
+    """Names the order of the rows, or the rows of a world."""
     members_at_once: MaybeCount = None
     """How many members train side by side. Default: as many as fit in half of the free memory."""
     out: MaybePath = None
@@ -119,7 +127,7 @@ def _execute(command: str, options: Training, job: Job) -> int:
     """Claim the folder, train, write, tell."""
     console = Console(stderr=True, quiet=options.quiet)
     asked = request_all(job.groups, source=job.source, steps=job.steps)
-    out = folder.choose(options.out, options.data, options.resume)
+    out = folder.choose(options.out, _name(options), options.resume)
     with (
         folder.claim(out, asked, overwrite=options.overwrite, resume=options.resume) as run,
         StopSignals() as signals,
@@ -137,8 +145,13 @@ def _execute(command: str, options: Training, job: Job) -> int:
             ticker.say(f"stopped at {ticker.share:.0%}; go on with: {_again(out)}")
             return signals.exit_status
         about = _about(command, options, asked, time.monotonic() - began)
+        found = None
+        if result.settings.repeated and result.status.tolist().count("ok") > 1:
+            ticker.say("matching features between seeds")
+            found = result.stability()
+            result = result.with_consistency(found)
         save = options.save or ("all" if about["members"] <= SAVE_ALL_UP_TO else "frontier")
-        run.publish(partial(_write, result, save, about, job.tokens))
+        run.publish(partial(_write, result, save, about, job, found))
     if options.as_json:
         print(json.dumps(_as_json(result, out, about), indent=2))
     elif not options.quiet:
@@ -176,13 +189,15 @@ def _train(job: Job, options: Training, run: folder.Run, look: Callable[[Look], 
 
 
 def _write(
-    result: SweepResult, save: str, about: dict[str, Any], tokens: Tokens | None, target: Path
+    result: SweepResult, save: str, about: dict[str, Any], job: Job, found: Stability | None, target: Path
 ) -> None:
     from sae_jax import report  # a second of matplotlib that only a finished run needs
 
     result.save(target, save, about)
     report.figures.frontier_png(result, target / "frontier.png")
-    (target / "report.html").write_text(report.sweep_page(result, about, tokens), encoding="utf-8")
+    (target / "report.html").write_text(
+        report.sweep_page(result, about, job.tokens, found, job.truth), encoding="utf-8"
+    )
 
 
 def _about(command: str, options: Training, asked: dict[str, Any], seconds: float) -> dict[str, Any]:
@@ -190,7 +205,7 @@ def _about(command: str, options: Training, asked: dict[str, Any], seconds: floa
     return {
         "command": shlex.join(["sae-jax", *sys.argv[1:]]),
         "kind": command,
-        "data": "the seed's tokens" if options.data is None else str(options.data.absolute()),
+        "data": _told(options),
         "members": asked["members"],
         "steps": asked["steps"],
         "seconds": round(seconds, 3),
@@ -198,6 +213,18 @@ def _about(command: str, options: Training, asked: dict[str, Any], seconds: floa
         "request": asked,
         "environment": doctor.environment(),
     }
+
+
+def _name(options: Training) -> str:
+    """What a folder is called after."""
+    return options.world or ("tokens" if options.data is None else options.data.stem)
+
+
+def _told(options: Training) -> str:
+    """The data in words."""
+    if options.world is not None:
+        return " ".join([f"the world {options.world}", *options.world_args])
+    return "the seed's tokens" if options.data is None else str(options.data.absolute())
 
 
 def _again(out: Path) -> str:
@@ -208,12 +235,26 @@ def _again(out: Path) -> str:
 
 def _as_json(result: SweepResult, out: Path, about: dict[str, Any]) -> dict[str, Any]:
     """`sweep.json`, the frontier, and the table as rows; JSON knows no NaN, so what is not finite is null."""
-    table = {
-        name: [
-            None if isinstance(value, float) and not np.isfinite(value) else value
-            for value in column.tolist()
-        ]
-        for name, column in result.table.items()
-    }
+    table = {name: [_finite(value) for value in column.tolist()] for name, column in result.table.items()}
     rows = [dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)]
-    return {"out": str(out), **about, "frontier": result.frontier().tolist(), "table": rows}
+    told = {"out": str(out), **about, "frontier": result.frontier().tolist(), "table": rows}
+    if not result.settings.repeated:
+        return told
+    return {**told, "settings": _settings(result)}
+
+
+def _settings(result: SweepResult) -> list[dict[str, Any]]:
+    """Per setting its hyper-parameters, and by column [mean over seeds, half the width of its interval]."""
+    intervals = {
+        name: [[_finite(mean), _finite(half)] for mean, half in zip(*told, strict=True)]
+        for name, told in result.intervals().items()
+    }
+    axes = {name: [_finite(value) for value in column] for name, column in result.settings.grid.items()}
+    columns = {**axes, **intervals}
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def _finite(value: Any) -> Any:
+    """As JSON knows it."""
+    plain = value.item() if isinstance(value, np.generic) else value
+    return None if isinstance(plain, float) and not np.isfinite(plain) else plain

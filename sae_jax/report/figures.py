@@ -31,6 +31,11 @@ LABELS = {
     "explained_variance": "explained variance",
     "fvu": "fraction of variance unexplained",
     "dead_fraction": "share of latents never active",
+    "mcc": "MCC: mean |cosine| of latents matched to true features",
+    "mmcs": "MMCS: mean over true features of the largest cosine",
+    "f1": "F1 of latents as detectors of true features",
+    "uniqueness": "share of latents with a true feature of their own",
+    "consistency": "consistency: mean cosine of features matched between seeds",
 }
 """How columns are called on an axis."""
 
@@ -87,13 +92,13 @@ def frontier(
     Args:
       result: the sweep.
       x: column across; less is better.
-      y: column up; less is better, except of `explained_variance`.
+      y: column up; less is better, unless it is one of `result.MORE_IS_BETTER`.
       color: the hyper-parameter that colours the points; None for the first that is swept, seeds aside, and
         where there are several architectures or widths for these, each with a frontier of its own.
       ax: where to draw; None for a new figure.
 
     Returns:
-      The axes: one collection of points, one line.
+      The axes: one collection of points, one line, and where seeds vary their means with intervals.
 
     Example:
       >>> save(frontier(result), "frontier.png")
@@ -103,6 +108,7 @@ def frontier(
     ok = result.status == "ok"
     if color is None and result.groups:
         best = _frontiers(result, x, y, ax)
+        _means(result, x, y, ax)
         return _labelled(ax, x, y, ok, columns[y][ok], columns[y][best])
     color = color or next(iter(swept(result)), None)
     shade = {} if color is None else _shade(result.grid[color][ok])
@@ -111,10 +117,30 @@ def frontier(
     )
     if color is not None:
         _figure(ax).colorbar(points, ax=ax).set_label(color, parse_math=False)
-    best = pareto(result, x, y)
+    best = result.frontier(x, y)
     # below the points, so that theirs are the colours seen
     ax.plot(columns[x][best], columns[y][best], color="#555", lw=1.2, zorder=0.9, label="frontier")
+    _means(result, x, y, ax)
     return _labelled(ax, x, y, ok, columns[y][ok], columns[y][best])
+
+
+def _means(result: SweepResult, x: str, y: str, ax: Axes) -> None:
+    """The mean over seeds of each setting, with its interval both ways."""
+    told = result.intervals() if result.settings.repeated else {}
+    if x not in told or y not in told:
+        return
+    across, up = told[x], told[y]
+    ax.errorbar(
+        across.mean,
+        up.mean,
+        xerr=across.half_width,
+        yerr=up.half_width,
+        fmt="none",
+        ecolor="#555",
+        elinewidth=1,
+        capsize=2,
+        label="mean over seeds, 95 % interval",
+    )
 
 
 def _frontiers(result: SweepResult, x: str, y: str, ax: Axes) -> np.ndarray:
@@ -124,7 +150,7 @@ def _frontiers(result: SweepResult, x: str, y: str, ax: Axes) -> np.ndarray:
     for (label, group), hue in zip(result.groups.items(), itertools.cycle(CATEGORIES), strict=False):
         shown = group[result.status[group] == "ok"]
         ax.scatter(columns[x][shown], columns[y][shown], s=16, alpha=0.8, linewidths=0, color=hue)
-        best = pareto(result, x, y, group)
+        best = result.frontier(x, y, group)
         ax.plot(columns[x][best], columns[y][best], color=hue, lw=1.4, label=label)
         fronts.append(best)
     return np.concatenate(fronts)
@@ -146,13 +172,17 @@ def _labelled(ax: Axes, x: str, y: str, ok: np.ndarray, values: np.ndarray, best
 
 
 def frontier_png(result: SweepResult, path: str | Path) -> None:
-    """Write the picture of the frontier.
+    """Write the picture of the frontier; where true features are known, that of finding them beside it.
 
     Args:
       result: the sweep.
       path: ending in `.png`, or in what else matplotlib writes.
     """
-    save(frontier(result), path)
+    shown = ["explained_variance", *(name for name in ("f1", "mcc") if name in result.metrics)]
+    figure = Figure(figsize=(7.0 * len(shown), 4.6), layout="constrained")
+    for ax, name in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
+        frontier(result, y=name, ax=ax)
+    figure.savefig(path, dpi=150)
 
 
 def found_distribution(found: Bool[np.ndarray, "members truths"], ax: Axes | None = None) -> Axes:
@@ -238,13 +268,6 @@ def swept(result: SweepResult) -> list[str]:
         if column.dtype.kind == "U" or np.isfinite(column).all()
     }
     return [name for name, column in shared.items() if name != "seed" and np.unique(column).size > 1]
-
-
-def pareto(
-    result: SweepResult, x: str = "l0", y: str = "explained_variance", among: np.ndarray | None = None
-) -> np.ndarray:
-    """`result.frontier` by what is drawn: of `explained_variance` more is better."""
-    return result.frontier(x, "fvu" if y == "explained_variance" else y, among)
 
 
 def log_spaced(values: np.ndarray) -> bool:

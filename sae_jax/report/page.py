@@ -14,19 +14,27 @@ from jinja2 import Environment, FileSystemLoader
 from plotly.offline import get_plotlyjs
 
 from sae_jax.grid import members
+from sae_jax.metrics.stability import Stability, StableAndTrue, stable_and_true
 from sae_jax.report import plots
-from sae_jax.report.figures import pareto
 from sae_jax.report.plots import short, spread, thin, told
 from sae_jax.result import SweepResult
-from sae_jax.synthetic import Tokens
+from sae_jax.synthetic import Tokens, World
 
 MOST_ROWS = 1000  # of the table
 MOST_VIEWS = 50  # members to choose from
+RECOVERY = ("f1", "mcc", "recovered", "uniqueness")
+"""Columns that are drawn where the true features are known."""
 HEADLINE = ("command", "members", "steps", "seconds", "members_per_second")
 """What of `about` the page shows elsewhere than in its last table."""
 
 
-def sweep_page(result: SweepResult, about: Mapping[str, Any], tokens: Tokens | None = None) -> str:
+def sweep_page(
+    result: SweepResult,
+    about: Mapping[str, Any],
+    tokens: Tokens | None = None,
+    stability: Stability | None = None,
+    truth: World | None = None,
+) -> str:
     """A sweep as one self-contained HTML file: frontier, curves, features, members, environment.
 
     Args:
@@ -36,6 +44,8 @@ def sweep_page(result: SweepResult, about: Mapping[str, Any], tokens: Tokens | N
         there is to tell; nested dictionaries become rows of a table. Anything may be missing.
       tokens: named rows, as wide as what the members read, to encode with those of the frontier; None, or
         a result without weights, for no heat map of features.
+      stability: `result.stability()`, to be shown; None for none.
+      truth: the world that the data come from, to show whether features that are stable are true.
 
     Returns:
       The HTML text.
@@ -43,23 +53,34 @@ def sweep_page(result: SweepResult, about: Mapping[str, Any], tokens: Tokens | N
     Example:
       >>> Path("report.html").write_text(sweep_page(result, {"command": "sae-jax sweep"}), encoding="utf-8")
     """
-    best = pareto(result)
+    best = result.frontier()
     shown = _views_of(result, best)
     rows = thin(members(result.grid), best, MOST_ROWS).tolist()
     drawn = {
-        "frontier": plots.frontier(result, best),
+        "frontier": plots.frontier(result),
+        **{f"recovery-{name}": plots.frontier(result, name) for name in RECOVERY if name in result.metrics},
         **{f"curve-{name}": plots.curves(result, name) for name in ("loss", "l0") if name in result.history},
         "axes": plots.axes(result),
         "features": plots.features(result, shown, tokens),
         "density": plots.density(result, shown),
     }
+    told_apart = None
+    if stability is not None:
+        if truth is not None:
+            told_apart = stable_and_true(stability, result.dictionaries(), truth.directions)
+        drawn |= plots.stability(result, stability, told_apart)
     templates = FileSystemLoader(Path(__file__).parent / "templates")
     jinja = Environment(loader=templates, autoescape=True, trim_blocks=True)
     jinja.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
     command = about.get("command", "")
+    shown_plots = {name: plot for name, plot in drawn.items() if plot}
     page = jinja.get_template("sweep.html").render(
         plotly=get_plotlyjs(),
-        plots={name: plot for name, plot in drawn.items() if plot},
+        plots=shown_plots,
+        recovery=[name for name in shown_plots if name.startswith("recovery-")],
+        stability=[name for name in shown_plots if name.startswith("stability-")],
+        truth_told=_truth_told(told_apart),
+        seeds=result.settings.repeated,
         views=[(index, told(result, index, ", ", ("l0", "explained_variance"))) for index in shown],
         headline=_headline(result, about),
         axes=[name for name, column in result.grid.items() if np.unique(column).size > 1],
@@ -100,6 +121,17 @@ def _headline(result: SweepResult, about: Mapping[str, Any]) -> dict[str, str]:
         for name, number in numbers.items()
         if number is not None
     }
+
+
+def _truth_told(told: StableAndTrue | None) -> str:
+    """Whether stable features are the true ones, in a sentence; nothing where it is not known."""
+    if told is None or not (np.isfinite(told.in_all) & np.isfinite(told.in_none)).any():
+        return ""
+    always, never = np.nanmean(told.in_all), np.nanmean(told.in_none)
+    return (
+        f"Features that come back in every seed have a cosine of {always:.2f} with the nearest true feature, "
+        f"those that come back in none {never:.2f} (means over settings)."
+    )
 
 
 def _cells(result: SweepResult, rows: list[int], best: set[int]) -> list[dict[str, Any]]:

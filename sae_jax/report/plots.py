@@ -13,18 +13,20 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.colors import LinearSegmentedColormap, to_hex
 
+from sae_jax.grid import Grid
 from sae_jax.metrics import DENSITY_BINS
+from sae_jax.metrics.stability import Stability, StableAndTrue
 from sae_jax.report.figures import (
     CATEGORIES,
     HUES,
     LABELS,
     log_spaced,
     lowest_shown,
-    pareto,
     quartiles,
     swept,
 )
 from sae_jax.result import COLUMNS, SweepResult
+from sae_jax.seeds import Interval, half_width
 from sae_jax.synthetic import Tokens
 
 MOST_POINTS = 3000  # of the frontier
@@ -38,35 +40,81 @@ Plot = dict[str, Any]
 """A plotly figure, `{"data": [...], "layout": {...}}`, or what the page's script draws one from."""
 
 
-def frontier(result: SweepResult, best: np.ndarray) -> Plot | None:
+def frontier(result: SweepResult, y: str = "explained_variance") -> Plot | None:
+    """Sparsity against one column: members, the frontier, and means over seeds with their intervals."""
     columns = result.table
-    xs, ys = columns["l0"], columns["explained_variance"]
+    xs, ys = columns["l0"], columns[y]
+    best = result.frontier(y=y)
     drawable = np.flatnonzero((columns["status"] == "ok") & np.isfinite(xs) & np.isfinite(ys))
     if not drawable.size:
         return None
     points = drawable[thin(drawable.size, np.searchsorted(drawable, best), MOST_POINTS)]
     color = next(iter(swept(result)), None)
-    floor = lowest_shown(ys[points], ys[best])
+    floor = lowest_shown(ys[points], ys[best]) if y == "explained_variance" else None
     if result.groups:
         data = [
             trace
             for (label, group), hue in zip(result.groups.items(), itertools.cycle(CATEGORIES), strict=False)
             for trace in (
-                _line(xs, ys, pareto(result, among=group), {"color": hue}, name=_words(label)),
+                _line(xs, ys, result.frontier(y=y, among=group), {"color": hue}, name=_words(label)),
                 _dots(result, xs, ys, np.intersect1d(points, group), {"color": hue}),
             )
         ]
     else:
         marker = {"color": HUES[0]} if color is None else _shade(result.grid[color][points], color)
         data = [_line(xs, ys, best, {}, showlegend=False), _dots(result, xs, ys, points, marker)]
+    data += _means(result, y)
     top = float(max(ys[points].max(), 0))
     limits = {} if floor is None else {"range": [floor, top + 0.05 * (top - floor)]}
     return _plot(
         data,
         xaxis={"title": {"text": LABELS["l0"]}},
-        yaxis={"title": {"text": LABELS["explained_variance"]}, **limits},
+        yaxis={"title": {"text": LABELS.get(y, y)}, **limits},
         hovermode="closest",
     )
+
+
+def _means(result: SweepResult, y: str) -> list[Plot]:
+    """Each setting's mean over seeds, with its interval both ways."""
+    among = result.settings
+    if not among.repeated:
+        return []
+    told = result.intervals()
+    known = np.isfinite(told[y].mean) & np.isfinite(told["l0"].mean)
+    across, up = (
+        {"mean": _plain(told[name].mean[known]), "half": _plain(told[name].half_width[known])}
+        for name in ("l0", y)
+    )
+    texts = [
+        f"{_setting(among.grid, row)}\nL0 {_reach(told['l0'], row)}\n{y} {_reach(told[y], row)}"
+        for row in np.flatnonzero(known).tolist()
+    ]
+    bars = {"type": "data", "thickness": 1, "width": 3, "color": "#888"}
+    return [
+        {
+            "type": "scatter",
+            "mode": "markers",
+            "x": across["mean"],
+            "y": up["mean"],
+            "error_x": {**bars, "array": across["half"]},
+            "error_y": {**bars, "array": up["half"]},
+            "marker": {"size": 6, "color": "#888", "symbol": "line-ew-open"},
+            "hoverinfo": "text",
+            "hovertext": [_words(text) for text in texts],
+            "showlegend": False,
+        }
+    ]
+
+
+def _setting(grid: Grid, row: int) -> str:
+    """A setting in words."""
+    has = {name: column[row] for name, column in grid.items() if short(column[row]) != "nan"}
+    return ", ".join(f"{name} {short(value)}" for name, value in has.items()) or "all seeds"
+
+
+def _reach(told: Interval, row: int) -> str:
+    half = told.half_width[row]
+    return f"{short(told.mean[row])} ±{half:.2g}" if np.isfinite(half) else short(told.mean[row])
 
 
 def _line(xs: np.ndarray, ys: np.ndarray, best: np.ndarray, line: Plot, **more) -> Plot:
@@ -88,11 +136,11 @@ def _dots(result: SweepResult, xs: np.ndarray, ys: np.ndarray, points: np.ndarra
 
 
 def curves(result: SweepResult, name: str) -> Plot:
-    """One curve per member, or where they are many the median and quartiles per value of the first axis."""
+    """A curve per member; where seeds vary or members are many, median and quartiles by the first axis."""
     steps, log = result.history["step"], result.history[name]
     axis = next(iter(swept(result)), None)
     column = np.zeros(log.shape[1]) if axis is None else result.grid[axis]
-    if log.shape[1] <= MOST_CURVES:
+    if log.shape[1] <= MOST_CURVES and not result.settings.repeated:
         hues = _hues(column)
         data = [
             _curve(steps, log[:, index], hues[index], told(result, index, ", "), showlegend=False)
@@ -104,11 +152,11 @@ def curves(result: SweepResult, name: str) -> Plot:
         for value, hue in zip(values, _hues(values), strict=True):
             low, median, high = quartiles(log[:, column == value])
             label = "all members" if axis is None else f"{axis} {short(value)}"
-            edge = {"line": {"width": 0}, "hoverinfo": "skip", "showlegend": False, "legendgroup": label}
+            edge = {"line": {"width": 0}, "hoverinfo": "skip", "showlegend": False, "legendgroup": _words(label)}
             data += [
                 _curve(steps, low, hue, label, **edge),
                 _curve(steps, high, hue, label, **edge, fill="tonexty", fillcolor=f"{hue}1c"),
-                _curve(steps, median, hue, label, legendgroup=label),
+                _curve(steps, median, hue, label, legendgroup=_words(label)),
             ]
     shown = log[np.isfinite(log)]
     scale = {"type": "log"} if name == "loss" and shown.size and shown.min() > 0 else {}
@@ -139,6 +187,9 @@ def axes(result: SweepResult) -> Plot | None:
     np.add.at(total, (row[ok], column[ok]), value[ok])
     np.add.at(count, (row[ok], column[ok]), 1)
     mean = np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)
+    reach = np.array(
+        [[half_width(value[ok & (row == i) & (column == j)]) for j in range(len(xs))] for i in range(len(ys))]
+    )
     if not count.any():
         return None
     lowest = {"zmin": 0, "zmax": max(float(np.nanmax(mean)), 0.01)} if np.nanmin(mean) < 0 else {}
@@ -151,7 +202,8 @@ def axes(result: SweepResult) -> Plot | None:
         "hoverinfo": "text",
         "hovertext": [
             [
-                f"{names[0]} {short(x)}<br>{names[1]} {short(y)}<br>explained variance {short(mean[i, j])}"
+                f"{names[0]} {short(x)}<br>{names[1]} {short(y)}<br>"
+                f"explained variance {_reach(Interval(mean[i], reach[i]), j)}"
                 for j, x in enumerate(xs)
             ]
             for i, y in enumerate(ys)
@@ -159,6 +211,90 @@ def axes(result: SweepResult) -> Plot | None:
         **lowest,
     }
     return _plot([cells], xaxis=_ticks(xs, across), yaxis=_ticks(ys, down))
+
+
+def stability(result: SweepResult, found: Stability, told: StableAndTrue | None) -> dict[str, Plot]:
+    """How far seeds agree: by setting, by feature, and, where true features are known, whether rightly."""
+    among = result.settings
+    several = np.array([len(group) > 1 for group in among.members]) & np.isfinite(found.consistency)
+    rows = np.flatnonzero(several)
+    if not rows.size:
+        return {}
+    drawn = {
+        "stability-consistency": _consistency(result, found, rows),
+        "stability-features": _back(result, found, rows),
+    }
+    return drawn if told is None else {**drawn, "stability-truth": _truth(result, found, told, rows)}
+
+
+def _consistency(result: SweepResult, found: Stability, rows: np.ndarray) -> Plot:
+    among, l0 = result.settings, result.intervals()["l0"]
+    told = Interval(found.consistency, found.error)
+    texts = [f"{_setting(among.grid, row)}\nconsistency {_reach(told, row)}" for row in rows.tolist()]
+    reach = {"type": "data", "array": _plain(found.error[rows]), "thickness": 1, "width": 3}
+    points = {
+        "type": "scatter",
+        "mode": "markers",
+        "x": _plain(l0.mean[rows]),
+        "y": _plain(found.consistency[rows]),
+        "error_y": reach,
+        "marker": {"size": 8, "color": HUES[0]},
+        "hoverinfo": "text",
+        "hovertext": [_words(text) for text in texts],
+    }
+    titles = {"xaxis": {"title": {"text": LABELS["l0"]}}, "yaxis": {"title": {"text": "consistency"}}}
+    return _plot([points], **titles, hovermode="closest")
+
+
+def _back(result: SweepResult, found: Stability, rows: np.ndarray) -> Plot:
+    """Per setting, at most six, the share of features that come back in so many other seeds or more."""
+    shown = spread(rows, MOST_BANDS)
+    levels = np.linspace(0, 1, 21)
+    data = []
+    for row, hue in zip(shown.tolist(), _hues(np.arange(len(shown))), strict=True):
+        shares = np.concatenate([found.comes_back[i] for i in result.settings.members[row]])
+        shares = shares[np.isfinite(shares)]
+        reached = np.array([(shares >= level - 1e-9).mean() if shares.size else np.nan for level in levels])
+        label = _setting(result.settings.grid, row)
+        data.append(_curve(levels, reached, hue, label, legendgroup=_words(label)))
+    return _plot(
+        data,
+        xaxis={"title": {"text": "comes back in at least this share of the other seeds"}},
+        yaxis={"title": {"text": "share of features"}},
+        hovermode="closest",
+    )
+
+
+def _truth(result: SweepResult, found: Stability, told: StableAndTrue, rows: np.ndarray) -> Plot:
+    """Per feature, how stable it is against how true it is."""
+    data = []
+    shown = spread(rows, MOST_BANDS)
+    for row, hue in zip(shown.tolist(), _hues(np.arange(len(shown))), strict=True):
+        group = result.settings.members[row]
+        stable, true = (
+            np.concatenate([leaves[i] for i in group]) for leaves in (found.mean_cosine, told.true_cosine)
+        )
+        known = np.flatnonzero(np.isfinite(stable) & np.isfinite(true))
+        picked = spread(known, MOST_POINTS // len(shown))
+        label = _setting(result.settings.grid, row)
+        data.append(
+            {
+                "type": "scatter",
+                "mode": "markers",
+                "x": _plain(stable[picked]),
+                "y": _plain(true[picked]),
+                "marker": {"size": 5, "opacity": 0.5, "color": hue},
+                "name": _words(label),
+                "legendgroup": _words(label),
+                "hoverinfo": "x+y+name",
+            }
+        )
+    return _plot(
+        data,
+        xaxis={"title": {"text": "stable: mean cosine with its partners"}},
+        yaxis={"title": {"text": "true: largest cosine with a true feature"}},
+        hovermode="closest",
+    )
 
 
 def features(result: SweepResult, shown: list[int], tokens: Tokens | None) -> Plot | None:

@@ -1,6 +1,6 @@
 """Six architectures on one world: which reconstructs best at the same number of active latents?
 
-    python examples/02_architectures.py [--out figures] [--steps 2000]
+    python examples/09_architectures.py [--out figures] [--steps 2000]
 
 Five minutes on two CPU cores. Activations of width 64 are made of 256 directions that fire in correlated
 groups, eight at a time. Every architecture is swept over the same L0: TopK's family by its k, the others by

@@ -1,6 +1,6 @@
 """Two set-ups in which latents die, and what brings them back.
 
-    python examples/03_dead_latents.py
+    python examples/10_dead_latents.py
 
 One to two minutes on two CPU cores. Prints the share of latents that never fire after training:
 
