@@ -212,7 +212,7 @@ def bad_arrays(place):
         ("acts.npy --world hedging", "leave out DATA"),
         ("--world hedging --world-args depth=2", "takes no argument 'depth'; there are: d_in"),
         ("--world hedging --world-args first", "NAME=VALUE"),
-        ("--world hedging --world-args first=1.5", "from 0 to 1, got 1.5"),
+        ("--world hedging --world-args first=1.5", "must lie from 0 to 1, got"),
         ("--world matryoshka_tree --world-args child=0.5", "at most 1 is possible"),
         ("--world hedging --arch transcoder", "no rows that a transcoder"),
         ("--world-args first=0.1", "--world-args is for --world"),

@@ -20,6 +20,11 @@ PAGES = [
     "docs/target_l0.md",
     "docs/recipes.md",
     "docs/parity.md",
+    "docs/metrics.md",
+    "docs/worlds.md",
+    "docs/superposition.md",
+    "docs/undoing_superposition.md",
+    "docs/synthsaebench.md",
 ]
 
 

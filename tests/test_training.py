@@ -63,7 +63,7 @@ def test_a_target_that_is_missed_is_told_with_what_was_reached(world):
 
 @pytest.mark.parametrize("mend", ["auxk", "resampling"])
 def test_dead_latents_come_back(mend, world):
-    """The set-ups of examples/03_dead_latents.py, smaller."""
+    """The set-ups of examples/10_dead_latents.py, smaller."""
 
     def chain(learning_rate):
         return optax.chain(scale_by_adam(), optax.scale(-learning_rate), unit_norm_decoder())

@@ -20,7 +20,7 @@ class Stability(NamedTuple):
     mean_cosine: tuple[Float[np.ndarray, "_"], ...]
     """Per member and latent, the mean cosine with its partner, 0 where a seed has none for it."""
     of_member: Float[np.ndarray, "members"]
-    """How well each member agrees with the other seeds, from -1 to 1."""
+    """How well each member agrees with the other seeds, from 0 to 1."""
     consistency: Float[np.ndarray, "groups"]
     """Mean over the pairs of a group."""
     error: Float[np.ndarray, "groups"]
@@ -55,15 +55,15 @@ def stability(
 ) -> Stability:
     """Which features come back in other seeds, and how well members that differ only by their seed agree.
 
-    The live latents of two members a and b are matched one to one for the largest sum of signed cosines:
+    The live latents of two members a and b are matched one to one for the largest sum of cosines:
 
-        s_ab = sum over matched (i, j) of cos(a_i, b_j) / max(live_a, live_b)
+        s_ab = max over matchings P of  sum over (i, j) in P of max(0, cos(a_i, b_j)) / max(live_a, live_b)
         of_member[a] = mean over b of s_ab;   consistency = mean over pairs of s_ab
 
-    A latent without a partner counts as 0. Where all are live, s_ab is PW-MCC but for the sign, which counts
-    here: a row that points the other way is another feature. The interval is Student's with the standard
-    error by jackknife over seeds, since pairs share members and are not independent; it is rather too wide
-    where pairs differ by chance alone.
+    A latent without a partner counts as 0, and so does one whose partner points away from it: with its sign
+    turned a row is another feature. Where all latents are live, s_ab is PW-MCC but for that. Dictionaries of
+    random rows do not have 0. The interval is Student's, with the standard error by jackknife over seeds,
+    since pairs share members and are not independent; it is too wide where pairs differ by chance alone.
 
     Args:
       dictionaries: of each member, decoder rows [d_sae, d_in]; the widths d_sae may differ.
@@ -103,7 +103,8 @@ def stability(
         scores = np.zeros(len(pairs))
         for place, (first, second) in enumerate(pairs.tolist()):
             a, b = members[first], members[second]
-            cosine = rows[a][alive[a]] @ rows[b][alive[b]].T
+            # a row that points the other way is no partner: at 0 it costs no better pair its place
+            cosine = np.maximum(rows[a][alive[a]] @ rows[b][alive[b]].T, 0)
             left, right = assignment(cosine)
             matched = cosine[left, right]
             scores[place] = matched.sum() / max(1, *cosine.shape)
