@@ -2,10 +2,10 @@
 
     python examples/04_superposition_geometry.py [--out figures] [--steps 10000]
 
-TIME on two CPU cores. Two hundred features in twenty dimensions, at twenty densities p from 1 to 1/20, all
-trained in one vmapped run. Prints D* = m / |W|^2 beside the figures published with "Toy Models of
-Superposition" (Elhage et al. 2022), and draws `geometry.png`: D* over 1/p on the plateau at 1/2, where features
-lie in pairs of opposites, with the dimensionality D_i of every feature behind it.
+Ten minutes of processor time. Two hundred features in twenty dimensions, at twenty densities p from 1 to
+1/20, all trained in one vmapped run. Prints D* = m / |W|^2 beside the figures published with "Toy Models of
+Superposition" (Elhage et al. 2022), from which it stays within .023, and .009 away from the steep steps;
+draws `geometry.png`: D* over 1/p, flat at 1/2 where features lie in pairs of opposites, and every D_i.
 """
 
 import argparse
@@ -32,17 +32,19 @@ DENSITIES = 20.0 ** (-np.arange(20) / 19)
 
 def steep(one_over_p):
     """Where the curve falls so fast that a small shift is a large difference."""
-    return (1.6 < one_over_p) & (one_over_p < 2.25) | (3.5 < one_over_p) & (one_over_p < 4.9)
+    return np.logical_or(
+        *((low < one_over_p) & (one_over_p < high) for low, high in ((1.6, 2.25), (3.5, 4.9)))
+    )
 
 
-def trained(densities, features=200, hidden=20, steps=10_000, batch_size=1024):
+def trained(densities, features=200, hidden=20, steps=10_000, batch_size=1024, learning_rate=1e-3):
     """W at each density, [densities, features, hidden]."""
     worlds = [synthetic.toy_superposition(features, float(p), batch_size=batch_size) for p in densities]
     fitted = fit(
         partial(Superposition, features, hidden, std=0.0213),
         importance_weighted(jnp.ones(features)),
         [Features(world) for world in worlds],
-        optax.adamw(1e-3, weight_decay=0.01),
+        optax.adamw(learning_rate, weight_decay=0.01),
         steps=steps,
     )
     return np.asarray(fitted.params["W"][:, 0])
@@ -55,7 +57,14 @@ def drawn(one_over_p, curve, shares):
     ax.scatter(one_over_p[:, None] * aside, shares, s=3, alpha=0.25, linewidths=0, color=figures.HUES[2])
     ax.plot(one_over_p, curve, "o-", color=figures.HUES[0], ms=4, label="D*, here")
     ax.plot(one_over_p, PUBLISHED, "x", color="#777", label="D*, published")
-    for level, name in ((1, "1"), (3 / 4, "3/4"), (2 / 3, "2/3"), (1 / 2, "1/2"), (2 / 5, "2/5"), (3 / 8, "3/8")):
+    for level, name in (
+        (1, "1"),
+        (3 / 4, "3/4"),
+        (2 / 3, "2/3"),
+        (1 / 2, "1/2"),
+        (2 / 5, "2/5"),
+        (3 / 8, "3/8"),
+    ):
         ax.axhline(level, color="#999", lw=0.5, zorder=0)
         ax.text(20.9, level, name, fontsize=8, va="center", color="#777")
     ax.set_xscale("log")
@@ -83,7 +92,9 @@ def main() -> None:
         at, ours, theirs, each = row
         halves = int((np.abs(each - 0.5) < 0.02).sum())
         mark = " (steep)" if steep(at) else ""
-        print(f"{at:6.2f} {ours:6.3f} {theirs:7.3f} {ours - theirs:+9.3f} {each.sum():9.2f} {halves:8d}{mark}")
+        print(
+            f"{at:6.2f} {ours:6.3f} {theirs:7.3f} {ours - theirs:+9.3f} {each.sum():9.2f} {halves:8d}{mark}"
+        )
     off = np.abs(curve - PUBLISHED)[~steep(one_over_p)]
     print(f"farthest from the published curve, away from its steep steps: {off.max():.3f}")
     print(f"levels within .03 of 1/2: {(np.abs(curve - 0.5) < 0.03).sum()}")

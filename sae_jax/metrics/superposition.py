@@ -58,13 +58,13 @@ def dimensions_per_feature(
 
     Example:
       >>> dimensions_per_feature(np.array([[1.0], [-1.0]]))
-      0.5
+      array(0.5)
 
     Source: Elhage et al. 2022, "Toy Models of Superposition", "The geometry of superposition".
     """
     W = _checked(W)
     with np.errstate(divide="ignore"):
-        return np.divide(W.shape[-1], np.square(W).sum(axis=(-2, -1)))
+        return np.asarray(W.shape[-1] / np.square(W).sum(axis=(-2, -1)))
 
 
 def _checked(W: Array | np.ndarray) -> np.ndarray:

@@ -58,8 +58,8 @@ def circuit(
         neuron j -> feature k    mean(h_j) W_enc[j, k]
         feature k -> output o    mean(f_k) (W_dec W_out)[k, o]
 
-    So an edge is what passes along it: into a neuron, a feature or an output they add up, biases aside, to its
-    mean before the activation. The outputs are those of the network that reads the SAE's reconstruction.
+    So an edge is what passes along it: into a neuron, a feature or an output they add up, biases aside, to
+    its mean before the activation. The outputs are those of the network that reads the SAE's reconstruction.
 
     Args:
       model: the network.

@@ -1,6 +1,8 @@
 """Models that must hold many features in few dimensions."""
 
+import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -55,8 +57,8 @@ class Superposition(nnx.Module):
     ):
         require(features >= 1, f"features must be at least 1, got {features}")
         require(hidden >= 1, f"hidden must be at least 1, got {hidden}")
-        std = (2 / (features + hidden)) ** 0.5 if std is None else std
-        self.W = nnx.Param(std * jax.random.normal(rngs.params(), (features, hidden)))
+        scale = math.sqrt(2 / (features + hidden)) if std is None else std
+        self.W = nnx.Param(scale * jax.random.normal(rngs.params(), (features, hidden)))
         self.b = nnx.Param(jnp.zeros(features))
         self.inner = inner
         self.outer = outer
@@ -141,4 +143,4 @@ def superposed(world: World, W: Float[Array, "features hidden"]) -> World:
     """
     features = len(world.directions)
     require(len(W) == features, f"W has {len(W)} rows, but this world has {features} features")
-    return world.replace(directions=W, bias=jnp.zeros(W.shape[-1], W.dtype))
+    return replace(world, directions=W, bias=jnp.zeros(W.shape[-1], W.dtype))
