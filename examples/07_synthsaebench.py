@@ -5,7 +5,8 @@
 
 The first line trains SAELens's own set-ups of L1, TopK, BatchTopK, Matryoshka and JumpReLU on
 `synthsaebench_1k` (1,024 features in 128 dimensions), the five seeds of each side by side. It prints what
-they find with 95 % intervals, and draws it in `synthsaebench.png`. MINUTES on two CPU cores.
+they find with 95 % intervals, and draws it in `synthsaebench.png`. About a quarter of an hour on two
+CPU cores.
 
 `--beside sae_lens` trains the same with SAELens on the very same batches, measures both sides by the same
 functions, and tells of each figure whether our mean lies within the spread of their seeds.
@@ -59,11 +60,11 @@ class Size(NamedTuple):
     steps: int
     lr: float
     l1: float = 1.0
-    """Weights of the penalties of L1 and JumpReLU that land on `l0`, found by `tuned`."""
+    """Weights of the penalties of L1 and JumpReLU that land on `l0`; see `tuned`."""
     l0_coefficient: float = 1.0
 
 
-SMALL = Size(synthetic.synthsaebench_1k, 1024, 128, 256, 4, (8, 32, 128, 256), 2000, 1e-3)
+SMALL = Size(synthetic.synthsaebench_1k, 1024, 128, 256, 4, (8, 32, 128, 256), 2000, 3e-3, 1.75, 0.975)
 FULL = Size(synthetic.synthsaebench_16k, 16_384, 768, 4096, 25, (128, 512, 2048, 4096), 195_312, 3e-4)
 
 

@@ -126,7 +126,8 @@ def matryoshka_tree(
       batch_size: rows per step.
 
     Raises:
-      InputError: a probability outside [0, 1], or children that together pass 1, or fewer than twenty dimensions.
+      InputError: a probability outside [0, 1], children that together pass 1, or fewer than twenty
+        dimensions.
 
     Example:
       >>> round(matryoshka_tree().expected_l0.item(), 3)

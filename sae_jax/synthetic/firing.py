@@ -11,7 +11,6 @@ from jaxtyping import Array, Bool, Float, Key
 from scipy.special import ndtr, ndtri
 
 from sae_jax.base import known, require
-from sae_jax.synthetic.draws import normal, uniform
 
 COMMON_DRAWS = 2**12
 """Draws of what features share over which rates that hang together are averaged."""
@@ -27,14 +26,14 @@ class Independent:
 
     def __call__(self, key: Key[Array, ""], rows: int) -> Bool[Array, "rows features"]:
         """Candidates on so many rows."""
-        return uniform(key, (rows, len(self.probabilities))) < self.probabilities
+        return jax.random.uniform(key, (rows, len(self.probabilities))) < self.probabilities
 
     def alone(self) -> Float[Array, "features"]:
         """How often each is a candidate."""
         return self.probabilities
 
     def given(self) -> Iterator[Float[np.ndarray, "draws features"]]:
-        """Probabilities under which features are independent, a row per draw of what they share: here none."""
+        """Probabilities under which features are independent: one row, since they share nothing."""
         yield np.asarray(self.probabilities, np.float64)[None]
 
 
@@ -54,8 +53,8 @@ class Copula:
         """Candidates on so many rows."""
         features, rank = self.factors.shape
         shared, own = jax.random.split(key)
-        z = normal(shared, (rows, rank)) @ self.factors.T
-        return z + self.own * normal(own, (rows, features)) > self.thresholds
+        z = jax.random.normal(shared, (rows, rank)) @ self.factors.T
+        return z + self.own * jax.random.normal(own, (rows, features)) > self.thresholds
 
     def alone(self) -> Float[np.ndarray, "features"]:
         """How often each is a candidate."""
@@ -92,8 +91,8 @@ class Drifting:
         """Candidates on so many rows, which are one batch."""
         of_batch, of_rows, of_empty = jax.random.split(key, 3)
         features = len(self.share)
-        share = self.share * jax.scipy.special.ndtr(self.cholesky @ normal(of_batch, (features,)))
-        fires = uniform(of_rows, (rows, features)) < self.mean * share / share.mean()
+        share = self.share * jax.scipy.special.ndtr(self.cholesky @ jax.random.normal(of_batch, (features,)))
+        fires = jax.random.uniform(of_rows, (rows, features)) < self.mean * share / share.mean()
         spare = jax.nn.one_hot(jax.random.randint(of_empty, (rows,), 0, features), features, dtype=bool)
         return jnp.where(fires.any(axis=1, keepdims=True), fires, spare)
 
@@ -117,7 +116,7 @@ class Uniform:
 
     def __call__(self, key: Key[Array, ""], shape: tuple[int, ...]) -> Float[Array, "rows features"]:
         """Magnitudes of candidates."""
-        return 1 - uniform(key, shape)  # U(0, 1]: a feature that fires is never 0
+        return 1 - jax.random.uniform(key, shape)  # U(0, 1]: a feature that fires is never 0
 
     def positive(self) -> float:
         """The probability that a magnitude is above 0."""
@@ -133,7 +132,7 @@ class Normal:
 
     def __call__(self, key: Key[Array, ""], shape: tuple[int, ...]) -> Float[Array, "rows features"]:
         """Magnitudes of candidates."""
-        return jax.nn.relu(self.mean + self.std * normal(key, shape))
+        return jax.nn.relu(self.mean + self.std * jax.random.normal(key, shape))
 
     def positive(self) -> Float[Array, "features"]:
         """The probability that a magnitude is above 0."""

@@ -10,7 +10,6 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from sae_jax.base import require
-from sae_jax.synthetic.draws import uniform
 
 ROUNDS = 10_000
 """At most, of the fixed point that finds candidates' probabilities for given rates."""
@@ -46,7 +45,7 @@ class Forest:
         for level, of_level in zip(self.levels, jax.random.split(key, len(self.levels)), strict=True):
             children, parent = padded[:, level.children], padded[:, level.parents]
             order = jnp.cumsum(children > 0, axis=-1)
-            drawn = 1 + jnp.floor(uniform(of_level, parent.shape) * order[..., -1])
+            drawn = 1 + jnp.floor(jax.random.uniform(of_level, parent.shape) * order[..., -1])
             stays = (order == drawn[..., None]) | ~level.exclusive[:, None]
             children = jnp.where(stays, children, 0)
             factor = parent > 0 if self.scale is None else parent / self.scale[level.parents]

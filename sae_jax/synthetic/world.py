@@ -170,4 +170,5 @@ def key_of(seed: Seed) -> Key[Array, ""]:
       InputError: it does not fit 32 bits.
     """
     require_seed(seed)
-    return jax.random.key(jnp.uint32(seed))
+    # an SAE of the same seed draws from the seed's own key, and would start on this world's directions
+    return jax.random.fold_in(jax.random.key(jnp.uint32(seed)), ord("W"))
