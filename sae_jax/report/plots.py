@@ -152,7 +152,12 @@ def curves(result: SweepResult, name: str) -> Plot:
         for value, hue in zip(values, _hues(values), strict=True):
             low, median, high = quartiles(log[:, column == value])
             label = "all members" if axis is None else f"{axis} {short(value)}"
-            edge = {"line": {"width": 0}, "hoverinfo": "skip", "showlegend": False, "legendgroup": _words(label)}
+            edge = {
+                "line": {"width": 0},
+                "hoverinfo": "skip",
+                "showlegend": False,
+                "legendgroup": _words(label),
+            }
             data += [
                 _curve(steps, low, hue, label, **edge),
                 _curve(steps, high, hue, label, **edge, fill="tonexty", fillcolor=f"{hue}1c"),

@@ -185,8 +185,7 @@ def synthsaebench_1k(
     73 % of the parents do. `probabilities` are what comes out.
 
     Args:
-      features, d_in, exponent, most, least, roots, branching, depth, rank, scale, steps, learning_rate,
-        bias_norm, seed, data_seed, batch_size: as for `synthsaebench_16k`.
+      features: and all others as for `synthsaebench_16k`.
 
     Raises:
       InputError: as `generated` and `zipf` do.

@@ -76,7 +76,7 @@ def forty_in_five(
       >>> forty_in_five(sparsity=0.9).batch(0).x.shape
       (1024, 5)
 
-    Source: "Superposition in neural networks", the blog post before the one that this package grew out of.
+    Source: the blog post before the one that this package grew out of.
     """
     require_probabilities(sparsity, "sparsity")
     return toy_superposition(40, 1 - sparsity, d_in, seed=seed, data_seed=data_seed, batch_size=batch_size)

@@ -131,7 +131,7 @@ def fit(
     Every restart on a source sees the same batches. Each network follows the run of it alone.
 
     Args:
-      build: makes the network from `rngs=`: `partial(Superposition, 6, 2)`. Its `nnx.Param`s are trained.
+      build: makes the network from an argument `rngs`, such as `partial(Superposition, 6, 2)`. Each `nnx.Param` of it is trained.
       loss: `loss(network, batch) -> scalar`.
       sources: one per level of sparsity, say; alike in all but their values.
       optimizer: an optax chain.
