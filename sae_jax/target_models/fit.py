@@ -131,7 +131,8 @@ def fit(
     Every restart on a source sees the same batches. Each network follows the run of it alone.
 
     Args:
-      build: makes the network from an argument `rngs`, such as `partial(Superposition, 6, 2)`. Each `nnx.Param` of it is trained.
+      build: makes the network from an argument `rngs`, such as `partial(Superposition, 6, 2)`; each
+        `nnx.Param` of it is trained.
       loss: `loss(network, batch) -> scalar`.
       sources: one per level of sparsity, say; alike in all but their values.
       optimizer: an optax chain.
