@@ -64,7 +64,7 @@ class Size(NamedTuple):
     l0_coefficient: float = 1.0
 
 
-SMALL = Size(synthetic.synthsaebench_1k, 1024, 128, 256, 4, (8, 32, 128, 256), 2000, 3e-3, 1.75, 0.975)
+SMALL = Size(synthetic.synthsaebench_1k, 1024, 128, 256, 4, (8, 32, 128, 256), 2000, 3e-3, 2.05, 1.0)
 FULL = Size(synthetic.synthsaebench_16k, 16_384, 768, 4096, 25, (128, 512, 2048, 4096), 195_312, 3e-4)
 
 

@@ -14,7 +14,7 @@ from sae_jax import formats
 from sae_jax.base import SAE, InputError, Params, require
 from sae_jax.grid import Grid, members
 from sae_jax.metrics.stability import Stability, stability
-from sae_jax.seeds import Interval, Settings, interval, settings
+from sae_jax.seeds import Interval, Settings, interval, of_pairs, settings
 from sae_jax.trained import TrainedSAE
 
 COLUMNS = ("loss", "mse", "l0", "explained_variance", "dead_fraction")
@@ -36,13 +36,16 @@ class Part(NamedTuple):
     """Weights, stacked along a leading axis."""
     members: np.ndarray
     """Which rows of the table they are."""
-    finish: Callable[[TrainedSAE], TrainedSAE] = lambda trained: trained
-    """What a member goes through as it is taken, such as the folding of a normalisation."""
+    finish: Callable[[TrainedSAE], TrainedSAE] | None = None
+    """What a member goes through as it is taken, such as the folding of a normalisation; None for nothing."""
+    density: np.ndarray | None = None
+    """How often each latent fires, [members, d_sae], where it was measured."""
 
     def trained(self, place: int) -> TrainedSAE:
         """The member at that place of this part."""
         params = {name: leaf[place] for name, leaf in self.params.items()}
-        return self.finish(TrainedSAE(self.sae(place), params))
+        trained = TrainedSAE(self.sae(place), params)
+        return trained if self.finish is None else self.finish(trained)
 
 
 class SweepResult(NamedTuple):
@@ -135,8 +138,11 @@ class SweepResult(NamedTuple):
           >>> among.grid["l1"], told["l0"].mean, told["l0"].half_width
         """
         among, ok = self.settings, self.status == "ok"
-        measured = [name for name in (*COLUMNS, *WHERE_KNOWN) if name in self.table]
-        return {name: interval(np.where(ok, self._column(name), np.nan), among) for name in measured}
+        columns = {name: column for name, column in self.table.items() if name in (*COLUMNS, *WHERE_KNOWN)}
+        told = {name: interval(np.where(ok, column, np.nan), among) for name, column in columns.items()}
+        if "consistency" in told:
+            told["consistency"] = of_pairs(told["consistency"], among)
+        return told
 
     def stability(self, threshold: float = 0.9, others: int = 16) -> Stability:
         """Which features come back when nothing but the seed changes, and how consistent each setting is.
@@ -161,9 +167,12 @@ class SweepResult(NamedTuple):
         require(
             among.repeated, "no setting has several seeds to hold against each other: sweep seed=range(5)"
         )
-        density = self.metrics.get("density")
-        live = None if density is None else [each > 0 for each in density]
-        return stability(self.dictionaries(), among.members, live, threshold, others)
+        rows = self.dictionaries()
+        live = [np.ones(len(each), bool) for each in rows]
+        for part in self.parts:
+            for place, index in enumerate(part.members.tolist()):
+                live[index] = live[index] if part.density is None else part.density[place] > 0
+        return stability(rows, among.members, live, threshold, others)
 
     def dictionaries(self) -> list[np.ndarray]:
         """Each member's decoder rows [d_sae, d_in], a crosscoder's sources side by side; NaN if it diverged.
@@ -176,9 +185,11 @@ class SweepResult(NamedTuple):
         ok = self.status == "ok"
         rows: list[np.ndarray] = [np.empty(0)] * total
         for part in self.parts:
-            decoders = np.asarray(part.params["W_dec"])
+            stacked = np.asarray(part.params["W_dec"])
             for place, index in enumerate(part.members.tolist()):
-                decoder = decoders[place].reshape(decoders.shape[1], -1)
+                raw = part.finish is None
+                decoder = stacked[place] if raw else np.asarray(part.trained(place).params["W_dec"])
+                decoder = decoder.reshape(len(decoder), -1)
                 rows[index] = decoder if ok[index] else np.full_like(decoder, np.nan)
         return rows
 
@@ -237,10 +248,11 @@ class SweepResult(NamedTuple):
         return told
 
     def best(self, by: str = "mse", at_most: dict[str, float] | None = None) -> int:
-        """The member with the least of one column, among those that keep to bounds and did not diverge.
+        """The member best in one column, among those that keep to bounds and did not diverge.
 
         Args:
-          by: the column to minimise; `mse` and `fvu` rank by fidelity.
+          by: the column to minimise, or to maximise where more is better, as of `f1`; `mse` and `fvu` rank by
+            fidelity.
           at_most: upper bounds by column, such as `{"l0": 3}`.
 
         Returns:
@@ -253,7 +265,8 @@ class SweepResult(NamedTuple):
           >>> result.member(result.best(at_most={"l0": 3}))
         """
         bounds = at_most or {}
-        allowed = np.isfinite(self._column(by)) & (self.status == "ok")
+        cost = self._cost(by)
+        allowed = np.isfinite(cost) & (self.status == "ok")
         for name, bound in bounds.items():
             allowed &= self._column(name) <= bound
         if not allowed.any():
@@ -261,7 +274,7 @@ class SweepResult(NamedTuple):
             least = {name: self._column(name)[ok].min() for name in bounds if ok.any()}
             reached = "; ".join(f"the least {name} reached is {value:.4g}" for name, value in least.items())
             raise InputError(f"no member keeps to {bounds or 'a finite value'}: {reached or 'all diverged'}")
-        return int(np.where(allowed, self._column(by), np.inf).argmin())
+        return int(np.where(allowed, cost, np.inf).argmin())
 
     def frontier(self, x: str = "l0", y: str = "fvu", among: np.ndarray | None = None) -> np.ndarray:
         """The Pareto frontier: members that no other beats in both columns.
@@ -277,12 +290,16 @@ class SweepResult(NamedTuple):
         Example:
           >>> [result.table["l1"][i] for i in result.frontier()]
         """
-        xs, ys = (-self._column(name) if name in MORE_IS_BETTER else self._column(name) for name in (x, y))
+        xs, ys = self._cost(x), self._cost(y)
         fit = np.flatnonzero((self.status == "ok") & np.isfinite(xs) & np.isfinite(ys))
         fit = fit if among is None else np.intersect1d(fit, among)
         order = fit[np.lexsort((ys[fit], xs[fit]))]
         least_before = np.minimum.accumulate(np.concatenate([[np.inf], ys[order]]))[:-1]
         return order[ys[order] < least_before]
+
+    def _cost(self, name: str) -> np.ndarray:
+        """A column as something to be made small."""
+        return -self._column(name) if name in MORE_IS_BETTER else self._column(name)
 
     def _column(self, name: str) -> np.ndarray:
         columns = {**self.metrics, **self.table}

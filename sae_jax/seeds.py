@@ -76,6 +76,27 @@ def interval(values: Float[np.ndarray, "members"], among: Settings) -> Interval:
     return Interval(np.array(mean), np.array([half_width(group) for group in kept]))
 
 
+def of_pairs(told: Interval, among: Settings) -> Interval:
+    """The interval of figures that are each a mean over pairs with the other seeds, as consistency is.
+
+    Members share pairs, so that their figures spread too little for Student's interval by the factor
+
+        2 (n - 1) / (n - 2)
+
+    with which it is that of the jackknife over members; exactly so where all pairs of the n were taken.
+
+    Args:
+      told: of figures per member.
+      among: the settings.
+
+    Returns:
+      The mean as it was, and NaN for the half-width below three seeds.
+    """
+    n = np.array([len(rows) for rows in among.members], float)
+    factor = np.where(n > 2, 2 * (n - 1) / np.maximum(n - 2, 1), np.nan)
+    return Interval(told.mean, told.half_width * factor)
+
+
 def half_width(values: Float[np.ndarray, "n"]) -> float:
     """Half the width of Student's interval for the mean of values; NaN of fewer than two."""
     n = len(values)

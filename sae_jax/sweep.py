@@ -127,15 +127,17 @@ def sweep(
         )
 
     logs = {name: log.T for name, log in _joined(parts, "history").items()}
+    joined_metrics = _joined(parts, "metrics")
     part = Part(
         lambda place: factory(**{name: grid[name][place].item() for name in program.factory_names}),
         _joined(parts, "params"),
         np.arange(total),
+        density=joined_metrics["density"],
     )
     return SweepResult(
         (part,),
         grid,
-        metrics=_joined(parts, "metrics"),
+        metrics=joined_metrics,
         history={"step": parts[0]["step"], **logs},
     )
 

@@ -216,6 +216,11 @@ def bad_arrays(place):
         ("--world matryoshka_tree --world-args child=0.5", "at most 1 is possible"),
         ("--world hedging --arch transcoder", "no rows that a transcoder"),
         ("--world-args first=0.1", "--world-args is for --world"),
+        ("--world toy_superposition --world-args features=3,4", "takes one value"),
+        ("--world toy_superposition --world-args features=99999999999", "must be below 10,000,000"),
+        ("--world toy_superposition --world-args seed=99999999999", "from 0 to 2^32 - 1"),
+        ("--world hedging --world-args first=0.3 --world-args first=0.4", "given twice"),
+        ("--world hedging --world-args data_seed=1", "has an option of its own: --data-seed"),
     ],
 )
 def test_bad_input_is_one_sentence(place, words, says, capsys, monkeypatch):

@@ -8,7 +8,7 @@ import scipy.stats
 
 import sae_jax
 from sae_jax.result import WHERE_KNOWN
-from sae_jax.seeds import interval, settings
+from sae_jax.seeds import interval, of_pairs, settings
 
 
 def test_settings_are_rows_alike_but_for_their_seed():
@@ -98,6 +98,51 @@ def test_stability_is_of_each_setting_and_counts_live_latents(found):
     assert np.isfinite(stable.consistency).tolist() == [True, True, False, False]
     dead = found.metrics["density"][0] == 0
     assert np.isnan(stable.comes_back[0]).tolist() == dead.tolist()
+
+
+def test_the_interval_of_consistency_is_that_of_stability(found):
+    stable = found.stability()
+    told = found.with_consistency(stable).intervals()["consistency"]
+    np.testing.assert_allclose(told.mean[:2], stable.consistency[:2])
+    np.testing.assert_allclose(told.half_width[:2], stable.error[:2], rtol=1e-6)
+
+
+def test_two_seeds_have_no_interval_of_consistency():
+    among = settings(sae_jax.grid(l1=[0.1], seed=range(2)))
+    assert np.isnan(of_pairs(interval(np.array([0.7, 0.7]), among), among).half_width).all()
+
+
+def test_stability_is_of_the_weights_that_are_saved(tmp_path):
+    x = np.random.default_rng(0).normal(size=(400, 6)).astype(np.float32) * np.arange(1, 7, dtype=np.float32)
+    whitened = sae_jax.normalise.whitening(x)
+    result = sae_jax.sweep(
+        partial(sae_jax.relu, d_in=6, d_sae=8),
+        grid=sae_jax.grid(lr=[1e-2], l1=[0.01], seed=range(3)),
+        source=sae_jax.normalise.normalised(sae_jax.in_memory(x), whitened),
+        steps=50,
+    ).finished(lambda one: sae_jax.TrainedSAE(*sae_jax.normalise.fold(*one, whitened)))
+    result.save(tmp_path)
+    again = sae_jax.SweepResult.load(tmp_path)
+    assert (result.metrics["density"] > 0).all(), "what a folder does not hold plays no part here"
+    np.testing.assert_allclose(result.stability().consistency, again.stability().consistency, rtol=1e-5)
+
+
+def test_dead_latents_are_left_out_of_joined_widths_too(found):
+    wider = sae_jax.sweep(
+        partial(sae_jax.relu, d_in=20, d_sae=16),
+        grid=sae_jax.grid(lr=[3e-3], l1=[0.1], seed=range(2)),
+        source=sae_jax.synthetic.matryoshka_tree(batch_size=64),
+        steps=60,
+        evaluate_rows=640,
+    )
+    both = sae_jax.join(
+        [found, wider], [{"d_sae": 12, "architecture": "relu"}, {"d_sae": 16, "architecture": "relu"}]
+    )
+    np.testing.assert_allclose(both.stability().of_member[:6], found.stability().of_member[:6])
+
+
+def test_the_best_goes_up_where_more_is_better(found):
+    assert found.metrics["f1"][found.best("f1")] == np.nanmax(found.metrics["f1"])
 
 
 def test_stability_needs_seeds_and_weights(found, tmp_path):

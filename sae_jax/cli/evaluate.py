@@ -1,5 +1,6 @@
 """`sae-jax eval SAE DATA`."""
 
+import itertools
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +33,7 @@ class Eval:
     """A .npy, .npz or .safetensors array [n, d_in]."""
     world: Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="")] = None
     """In place of DATA a world, whose features are then held against the SAE's; see sae-jax sweep."""
-    world_args: tuple[str, ...] = ()
+    world_args: tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]] = ()
     """NAME=VALUE ...: arguments of the world."""
     target: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
     """Of a transcoder: the rows [n, d_out] that it is to give."""
@@ -46,7 +47,11 @@ class Eval:
 def run(options: Eval) -> int:
     """Measure every metric on every row, and print them."""
     trained = load(options.sae)
-    require((options.data is None) != (options.world is None), "say what to measure on: DATA or --world NAME")
+    require(
+        options.data is not None or options.world is not None, "say what to measure on: DATA or --world NAME"
+    )
+    require(options.data is None or options.world is None, "--world makes its own data: leave out DATA")
+    require(not options.world_args or options.world is not None, "--world-args is for --world NAME")
     if options.data is None:
         return _tell(options, *_in_world(options, trained))
     x = read_array(options.data, options.array)
@@ -62,12 +67,18 @@ def run(options: Eval) -> int:
 
 def _in_world(options: Eval, trained: TrainedSAE) -> tuple[dict[str, np.ndarray], str]:
     """What the SAE makes of a world's rows, and what it finds of its features."""
-    place = world(str(options.world), options.world_args, None, 0)
+    for name in ("array", "target"):
+        require(getattr(options, name) is None, f"--world makes its own data: leave out --{name}")
+    require(
+        "d_out" not in trained.sae.config,
+        f"{options.sae} is a transcoder: a world has no rows for it to give",
+    )
+    place = world(str(options.world), itertools.chain(*options.world_args))
     reads, width = trained.sae.config["d_in"], place.directions.shape[1]
     require(reads == width, f"{options.sae} reads {reads} columns, but the world {options.world} has {width}")
     found = evaluate(trained.sae, trained.params, place.evaluation(ROWS_OF_A_WORLD))
     found |= recover(trained.sae, trained.params, place, ROWS_OF_A_WORLD)
-    return found, f"{ROWS_OF_A_WORLD} rows of the world {options.world}"
+    return found, f"about {ROWS_OF_A_WORLD} rows of the world {options.world}"
 
 
 def _tell(options: Eval, found: dict[str, np.ndarray], on: str) -> int:

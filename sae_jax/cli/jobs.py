@@ -2,6 +2,7 @@
 
 import collections.abc
 import inspect
+import itertools
 import typing
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -59,6 +60,8 @@ ON_DATA = Defaults(
 )
 IN_WORLD = ON_DATA._replace(seeds=3)
 ROWS_PER_STEP = 1024
+LARGEST_OF_A_WORLD = 10_000_000
+"""Above it a number of features or rows is a slip of the hand that would end in the machine's memory."""
 
 
 class Job(NamedTuple):
@@ -133,26 +136,28 @@ def _rows(options: Any) -> tuple[Source, Any, dict[str, int], Defaults]:
 def _world_rows(options: Any) -> tuple[Source, Any, dict[str, int], Defaults]:
     for name in ("data", "array", "target", "normalise"):
         require(getattr(options, name) is None, f"--world makes its own data: leave out {name.upper()}")
-    found = world(options.world, options.world_args, options.batch_size, options.data_seed)
+    rows = {} if options.batch_size is None else {"batch_size": options.batch_size}
+    found = world(options.world, itertools.chain(*options.world_args), data_seed=options.data_seed, **rows)
     features, d_in = found.directions.shape
     return found, None, {"d_in": d_in}, IN_WORLD._replace(d_sae=lambda d_in: features)
 
 
-def world(name: str, arguments: Iterable[str], batch_size: int | None, data_seed: int) -> World:
-    """A world by its name and `NAME=VALUE` arguments."""
+def world(name: str, arguments: Iterable[str], **options: int) -> World:
+    """A world by its name, its `NAME=VALUE` arguments, and arguments that have options of their own."""
     build = synthetic.find(name)
     taken = inspect.signature(build).parameters
-    given: dict[str, Any] = {"data_seed": data_seed}
-    if batch_size is not None:
-        given["batch_size"] = batch_size
+    given: dict[str, Any] = {}
     for argument in arguments:
         word, equals, text = argument.partition("=")
         require(bool(equals), f"--world-args takes NAME=VALUE, got {argument!r}")
         require(word not in given, f"{word} of the world is given twice")
+        require(word not in options, f"{word} has an option of its own: --{word.replace('_', '-')}")
         listed = ", ".join(taken)
         require(word in taken, f"the world {name} takes no argument {word!r}; there are: {listed}")
         given[word] = _value(word, text, taken[word].annotation)
-    return build(**given)
+        small = not isinstance(given[word], int) or "seed" in word or given[word] < LARGEST_OF_A_WORLD
+        require(small, f"{word} must be below {LARGEST_OF_A_WORLD:,}, got {text}")
+    return build(**given, **options)
 
 
 def adam(learning_rate, b1=0.9, b2=0.999, eps=1e-8):
@@ -287,7 +292,11 @@ def _value(name: str, text: str, annotation: Any) -> Any:
         require(text.lower() in words, f"{name} must be True or False, got {text!r}")
         return words[text.lower()]
     if int in kinds:
-        return _whole_numbers(name, text)[0]
+        if text == "None" and type(None) in kinds:
+            return None
+        numbers = _whole_numbers(name, text)
+        require(len(numbers) == 1, f"{name} sets a shape or a branch, so it takes one value, got {text!r}")
+        return numbers[0]
     values = parse_axis(text)
     require(len(values) == 1, f"{name} sets a shape or a branch, so it takes one value, got {text!r}")
     return values[0]

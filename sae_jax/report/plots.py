@@ -26,7 +26,7 @@ from sae_jax.report.figures import (
     swept,
 )
 from sae_jax.result import COLUMNS, SweepResult
-from sae_jax.seeds import Interval, half_width
+from sae_jax.seeds import Interval
 from sae_jax.synthetic import Tokens
 
 MOST_POINTS = 3000  # of the frontier
@@ -192,9 +192,11 @@ def axes(result: SweepResult) -> Plot | None:
     np.add.at(total, (row[ok], column[ok]), value[ok])
     np.add.at(count, (row[ok], column[ok]), 1)
     mean = np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)
-    reach = np.array(
-        [[half_width(value[ok & (row == i) & (column == j)]) for j in range(len(xs))] for i in range(len(ys))]
-    )
+    # a spread over other axes is none over seeds
+    reach = np.full_like(mean, np.nan)
+    if set(swept(result)) == {across, down}:
+        places = [(row[rows[0]], column[rows[0]]) for rows in result.settings.members]
+        reach[tuple(np.transpose(places))] = result.intervals()["explained_variance"].half_width
     if not count.any():
         return None
     lowest = {"zmin": 0, "zmax": max(float(np.nanmax(mean)), 0.01)} if np.nanmin(mean) < 0 else {}

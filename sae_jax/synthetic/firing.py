@@ -182,12 +182,16 @@ def low_rank(
       scale: of a factor's entries. Rows whose shared variance would pass .99 are scaled down to it.
 
     Raises:
-      InputError: a probability outside [0, 1], a rank below 1, or a scale below 0.
+      InputError: a probability outside [0, 1], a rank that is not from 1 to the number of features, or a
+        scale below 0.
 
     Source: `sae_lens.synthetic`, `generate_random_low_rank_correlation_matrix`.
     """
     require_probabilities(probabilities)
-    require(rank >= 1, f"the rank of a correlation must be at least 1, got {rank}")
+    most = len(np.asarray(probabilities))
+    require(
+        1 <= rank <= most, f"the rank of a correlation of {most} features is from 1 to {most}, got {rank}"
+    )
     require(0 <= scale < np.inf, f"the scale of a correlation must be finite and not negative, got {scale}")
     probabilities = np.asarray(probabilities, np.float64)
     factors = np.array(scale * jax.random.normal(key, (len(probabilities), rank)), np.float64)

@@ -145,7 +145,9 @@ def regular(features: int, roots: int, branching: int, depth: int) -> Int[np.nda
     level, free = np.arange(min(roots, features)), min(roots, features)
     for _ in range(depth):
         children = np.arange(free, min(free + branching * len(level), features))
-        parents[children] = np.repeat(level, branching)[: len(children)]
+        if not children.size:
+            break
+        parents[children] = level[np.arange(len(children)) // branching]
         level, free = children, free + len(children)
     return parents
 

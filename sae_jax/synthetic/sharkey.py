@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sae_jax.base import require
 from sae_jax.synthetic.directions import gaussian
@@ -79,12 +80,13 @@ def sharkey_correlated(
     require(0 < active <= features, f"active must lie above 0 and at most at {features}, got {active}")
     require(0 < decay <= 1, f"decay must lie above 0 and at most at 1, got {decay}")
     of_directions, of_correlation = jax.random.split(key_of(seed))
-    raw = jax.random.uniform(of_correlation, (features, features))
+    # in double precision, so that the number of threads does not show in what is kept of it
+    raw = np.asarray(jax.random.uniform(of_correlation, (features, features)), np.float64)
     symmetric = (raw + raw.T) / 2
-    shift = 1.001 * jnp.maximum(-jnp.linalg.eigvalsh(symmetric)[0], 0)
-    covariance = symmetric + (shift + 1e-3) * jnp.eye(features)
+    shift = 1.001 * max(-np.linalg.eigvalsh(symmetric)[0], 0)
+    factor = np.linalg.cholesky(symmetric + (shift + 1e-3) * np.eye(features))
     fires = Drifting(
-        jnp.linalg.cholesky(covariance), decay ** jnp.arange(features), jnp.asarray(active / features, float)
+        jnp.asarray(factor, float), decay ** jnp.arange(features), jnp.asarray(active / features, float)
     )
     directions = gaussian(of_directions, features, d_in)
     return world(directions, fires, Uniform(), data_seed=data_seed, batch_size=batch_size)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from sae_jax.base import require
 from sae_jax.synthetic.directions import gaussian, orthogonalised
 from sae_jax.synthetic.firing import Independent, Uniform, require_probabilities
-from sae_jax.synthetic.world import Number, Seed, World, key_of, world
+from sae_jax.synthetic.world import Number, Seed, World, key_of, require_seed, world
 
 
 def toy_superposition(
@@ -41,6 +41,7 @@ def toy_superposition(
     """
     require(features >= 1, f"features must be at least 1, got {features}")
     require_probabilities(density, "density")
+    require_seed(seed)
     if d_in is None:
         directions = jnp.eye(features)
     else:

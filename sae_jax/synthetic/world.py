@@ -13,6 +13,8 @@ from sae_jax.base import Batch, known, require
 from sae_jax.synthetic.firing import Copula, Drifting, Independent, Normal, Uniform, constant
 from sae_jax.synthetic.hierarchy import Forest
 
+NO_BATCH = 2**32 - 1
+"""What no batch is numbered."""
 HELD_OUT = 2**31
 """Batches from this number on are for measuring: no training step reaches them."""
 
@@ -171,4 +173,4 @@ def key_of(seed: Seed) -> Key[Array, ""]:
     """
     require_seed(seed)
     # an SAE of the same seed draws from the seed's own key, and would start on this world's directions
-    return jax.random.fold_in(jax.random.key(jnp.uint32(seed)), ord("W"))
+    return jax.random.fold_in(jax.random.key(jnp.uint32(seed)), NO_BATCH)

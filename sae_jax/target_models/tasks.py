@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 from sae_jax.base import require
 from sae_jax.synthetic.directions import gaussian
 from sae_jax.synthetic.firing import require_probabilities
+from sae_jax.synthetic.world import key_of
 
 
 class Task(NamedTuple):
@@ -59,7 +60,7 @@ def mixed_factors(
     require_probabilities(density, "density")
     require(noise >= 0, f"noise must not be negative, got {noise}")
     of_presence, of_amount, of_noise = jax.random.split(jax.random.key(data_seed), 3)
-    directions = gaussian(jax.random.key(seed), factors, inputs)
+    directions = gaussian(key_of(seed), factors, inputs)
     present = jax.random.uniform(of_presence, (rows, factors)) < density
     amounts = jnp.where(present, jax.random.uniform(of_amount, (rows, factors), minval=0.5), 0)
     x = amounts @ directions + noise * jax.random.normal(of_noise, (rows, inputs))
