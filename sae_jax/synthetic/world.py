@@ -35,7 +35,7 @@ class World:
     """Unit vectors, unless the world says otherwise."""
     bias: Float[Array, "*worlds d_in"]
     probabilities: Float[Array, "*worlds features"]
-    """How often each feature fires: exact, up to how well rates that hang together are averaged."""
+    """How often each feature fires: exact, except that rates which hang together are averaged over draws."""
     fires: Independent | Copula | Drifting
     magnitudes: Uniform | Normal
     forest: Forest | None
