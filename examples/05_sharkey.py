@@ -2,13 +2,13 @@
 
     python examples/05_sharkey.py [--out figures] [--widths 128 256 512 1024] [--steps 6400] [--correlated]
 
-Width 512 alone takes 590 seconds of processor time, so by estimate 25 minutes on two CPU cores for the four; the
-paper's eight widths, up to 16,384 (`--widths 128 256 512 1024 2048 4096 8192 16384`), take seventeen times as
-long. At 512 MMCS passes .95 at a weight of .1, at 1,024 from .178 to .316. The experiment of "Taking features out of superposition
-with sparse autoencoders" (Sharkey et al. 2022): 512 features in 256 dimensions, the rarest of which fires on
-one row in 17,000; SAEs of several widths at 17 weights of the L1 penalty. Writes one table of them all
-(`sharkey/metrics.csv`) and draws `sharkey.png`: the mean over true features of the best cosine that a
-latent has with them (MMCS).
+Width 512 alone takes 590 seconds of processor time, so by estimate 25 minutes on two CPU cores for the four;
+the paper's eight widths, up to 16,384 (`--widths 128 256 512 1024 2048 4096 8192 16384`), take seventeen
+times as long. The experiment of "Taking features out of superposition with sparse autoencoders" (Sharkey et
+al. 2022): 512 features in 256 dimensions, the rarest of which fires on one row in 17,000; SAEs of several
+widths at 17 weights of the L1 penalty. Writes one table of them all (`sharkey/metrics.csv`) and draws
+`sharkey.png`: the mean over true features of the best cosine that a latent has with them (MMCS). At 512 it
+passes .95 at a weight of .1, at 1,024 from .178 to .316.
 """
 
 import argparse

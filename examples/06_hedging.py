@@ -3,10 +3,10 @@
     python examples/06_hedging.py [--out figures] [--seeds 3] [--steps 14650]
 
 By estimate half an hour on two CPU cores (`--k 5 7 8 9 10 11 12 14` for a curve). First, one latent for two
-independent features: it takes the likelier one, and the decoder's bias hedges the other by exactly how often it fires (Chanin et al. 2025,
-"Feature hedging"). Then fifty correlated features and BatchTopK at several k, all in one compiled program
-(Chanin and Garriga-Alonso 2025, "Sparse but wrong"), beside the true dictionary cut to the same k. Prints
-both tables and draws `sparse_but_wrong.png`.
+independent features: it takes the likelier one, and the decoder's bias hedges the other by exactly how often
+it fires (Chanin et al. 2025, "Feature hedging"). Then fifty correlated features and BatchTopK at several k,
+all in one compiled program (Chanin and Garriga-Alonso 2025, "Sparse but wrong"), beside the true dictionary
+cut to the same k. Prints both tables and draws `sparse_but_wrong.png`.
 """
 
 import argparse
