@@ -126,7 +126,8 @@ def summary(result: SweepResult) -> Group:
 def _drawn(title: str, columns: dict[str, list[str]]) -> Table:
     view = Table(box=box.SIMPLE, padding=(0, 1, 0, 0), title=title)
     for name in columns:
-        view.add_column(name.replace("_", " "), justify="right", no_wrap=name == "status")
+        # folded, since half of a figure reads like another
+        view.add_column(name.replace("_", " "), justify="right", no_wrap=name == "status", overflow="fold")
     for row in zip(*columns.values(), strict=True):
         view.add_row(*row)
     return view
@@ -148,7 +149,7 @@ def _by_setting(result: SweepResult) -> tuple[dict[str, list[str]], str]:
     measured = {
         name: [_with_interval(each.mean[index].item(), each.half_width[index].item()) for index in shown]
         for name, each in told.items()
-        if name not in ONLY_IN_FILES
+        if name not in (*ONLY_IN_FILES, "mse")  # no room for what explained_variance tells
     }
     seeds = max(map(len, among.members))
     which = "" if len(shown) == count else f", {len(shown)} of {count} settings"
