@@ -5,7 +5,7 @@ Firing is counted on the device, one batch at a time; counts over batches are su
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,7 @@ ROOM = 2**27
 """Bytes of flags, one for each row and each latent or pair, that members counted side by side may fill."""
 
 
+@runtime_checkable  # the tests check annotations as they run
 class Known(Protocol):
     """What is asked of a world: `synthetic.World` has it."""
 
