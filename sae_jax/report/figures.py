@@ -31,11 +31,12 @@ LABELS = {
     "explained_variance": "explained variance",
     "fvu": "fraction of variance unexplained",
     "dead_fraction": "share of latents never active",
-    "mcc": "MCC: mean |cosine| of latents matched to true features",
-    "mmcs": "MMCS: mean over true features of the largest cosine",
-    "f1": "F1 of latents as detectors of true features",
-    "uniqueness": "share of latents with a true feature of their own",
-    "consistency": "consistency: mean cosine of features matched between seeds",
+    "mcc": "MCC with the true features",
+    "mmcs": "MMCS with the true features",
+    "f1": "F1 of latents as detectors",
+    "uniqueness": "uniqueness of latents",
+    "recovered": "share of true features found",
+    "consistency": "consistency across seeds",
 }
 """How columns are called on an axis."""
 

@@ -56,7 +56,7 @@ def frontier(result: SweepResult, y: str = "explained_variance") -> Plot | None:
             trace
             for (label, group), hue in zip(result.groups.items(), itertools.cycle(CATEGORIES), strict=False)
             for trace in (
-                _line(xs, ys, result.frontier(y=y, among=group), {"color": hue}, name=_words(label)),
+                _line(xs, ys, result.frontier(y=y, among=group), {"color": hue}, **_legend(label)),
                 _dots(result, xs, ys, np.intersect1d(points, group), {"color": hue}),
             )
         ]
@@ -115,6 +115,10 @@ def _setting(grid: Grid, row: int) -> str:
 def _reach(told: Interval, row: int) -> str:
     half = told.half_width[row]
     return f"{short(told.mean[row])} ±{half:.2g}" if np.isfinite(half) else short(told.mean[row])
+
+
+def _legend(label: str) -> Plot:
+    return {"name": _words(label), "legendgroup": _words(label)}
 
 
 def _line(xs: np.ndarray, ys: np.ndarray, best: np.ndarray, line: Plot, **more) -> Plot:
@@ -299,7 +303,7 @@ def _truth(result: SweepResult, found: Stability, told: StableAndTrue, rows: np.
     return _plot(
         data,
         xaxis={"title": {"text": "stable: mean cosine with its partners"}},
-        yaxis={"title": {"text": "true: largest cosine with a true feature"}},
+        yaxis={"title": {"text": "true: largest true cosine"}},
         hovermode="closest",
     )
 
