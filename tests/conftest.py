@@ -20,6 +20,13 @@ jax.config.update("jax_numpy_dtype_promotion", "standard")
 COMPILED = "/jax/core/compile/backend_compile_duration"
 
 
+@pytest.fixture(autouse=True, scope="module")
+def forget():
+    """Let go of what a file's tests compiled: some ten thousand programs in one process end in a segfault."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def x64():
     """Double precision for one test."""

@@ -63,7 +63,7 @@ def test_the_default_sweep(tmp_path):
     assert len(rows_of(out)) == 256
     assert "256 members" in done.stderr
     assert "wrote runs/tokens-1/" in done.stderr
-    assert "frontier" in done.stdout
+    assert "mean over 16 seeds" in done.stdout
     # a second one takes the next free folder
     again = sae("sweep", "--steps", 5, "--seeds", 1, "--quiet", cwd=tmp_path)
     assert (again.returncode, again.stdout, again.stderr) == (0, "", "")

@@ -303,7 +303,7 @@ HALF = np.full(3, 0.5)
         (lambda: firing.independent([np.nan]), "must lie from 0 to 1"),
         (lambda: firing.low_rank([-0.1], jax.random.key(0)), "must lie from 0 to 1"),
         (lambda: firing.low_rank(HALF, jax.random.key(0), rank=0), "rank of a correlation"),
-        (lambda: firing.low_rank(HALF, jax.random.key(0), scale=-1.0), "scale of a correlation"),
+        (lambda: firing.low_rank(HALF, jax.random.key(0), rank=2, scale=-1.0), "scale of a correlation"),
         (lambda: firing.correlated(HALF, NOT_POSITIVE), "not positive definite"),
         (lambda: firing.correlated(HALF, np.eye(2)), r"is \[3, 3\], got \[2, 2\]"),
         (lambda: firing.correlated(HALF, np.triu(np.ones((3, 3)))), "symmetric with ones"),
