@@ -19,10 +19,11 @@ from typing import NamedTuple
 import numpy as np
 import optax
 from matplotlib.figure import Figure
-from scipy.stats import rankdata, t
+from scipy.stats import rankdata
 
 import sae_jax
 from sae_jax.report import figures
+from sae_jax.seeds import half_width
 from sae_jax.target_models import Perceptron, cross_entropy, fit, mixed_factors
 
 PENALTIES = (0.1, 0.3, 0.5, 1.0)
@@ -110,7 +111,7 @@ def measured(networks, steps, network_steps=4000, rows=5000):
 def interval(values):
     """Mean over networks and half of its 95 % interval (Student's t); values [networks, factors]."""
     means = values.mean(axis=1)
-    return means.mean(), t.ppf(0.975, len(means) - 1) * means.std(ddof=1) / np.sqrt(len(means))
+    return means.mean(), half_width(means)
 
 
 def drawn(known):

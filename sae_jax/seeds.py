@@ -100,7 +100,9 @@ def of_pairs(told: Interval, among: Settings) -> Interval:
 def half_width(values: Float[np.ndarray, "n"]) -> float:
     """Half the width of Student's interval for the mean of values; NaN of fewer than two."""
     n = len(values)
-    if n < 2:
-        return float("nan")
-    t = stdtrit(n - 1, (1 + CONFIDENCE) / 2)
-    return float(t * values.std(ddof=1) / np.sqrt(n))
+    return float("nan") if n < 2 else student(values.std(ddof=1) / np.sqrt(n), n)
+
+
+def student(standard_error: float, n: int) -> float:
+    """Half the width of Student's interval from the standard error of n values' mean."""
+    return float(stdtrit(n - 1, (1 + CONFIDENCE) / 2) * standard_error)

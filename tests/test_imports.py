@@ -54,6 +54,7 @@ WITHIN_A_LEVEL = {
     ("resampling", "transforms"),
     ("synthetic", "data"),
     ("seeds", "grid"),
+    ("metrics", "seeds"),
     ("formats", "normalise"),
     ("result", "trained"),
     ("sweep", "trained"),

@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
-from scipy.special import stdtrit
 
 from sae_jax.base import require
 from sae_jax.metrics.matching import Rows, assignment, cosines, unit
+from sae_jax.seeds import student
 
 
 class Stability(NamedTuple):
@@ -202,7 +202,7 @@ def _error(scores: Float[np.ndarray, "pairs"], pairs: Int[np.ndarray, "pairs two
     number = np.bincount(pairs.ravel(), minlength=members)
     without = (scores.sum() - own) / (len(scores) - number)
     variance = (members - 1) / members * np.square(without - without.mean()).sum()
-    return stdtrit(members - 1, 0.975) * np.sqrt(variance)
+    return student(np.sqrt(variance), members)
 
 
 def _ranks(values: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:

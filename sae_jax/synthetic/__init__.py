@@ -13,18 +13,15 @@ from sae_jax.synthetic.tokens import Tokens, features_found, seed_tokens
 from sae_jax.synthetic.world import World, world
 
 WORLDS: dict[str, Callable[..., World]] = {
-    build.__name__: build
-    for build in (
-        toy_superposition,
-        forty_in_five,
-        sharkey_uncorrelated,
-        sharkey_correlated,
-        hedging,
-        sparse_but_wrong,
-        matryoshka_tree,
-        synthsaebench_1k,
-        synthsaebench_16k,
-    )
+    "toy_superposition": toy_superposition,
+    "forty_in_five": forty_in_five,
+    "sharkey_uncorrelated": sharkey_uncorrelated,
+    "sharkey_correlated": sharkey_correlated,
+    "hedging": hedging,
+    "sparse_but_wrong": sparse_but_wrong,
+    "matryoshka_tree": matryoshka_tree,
+    "synthsaebench_1k": synthsaebench_1k,
+    "synthsaebench_16k": synthsaebench_16k,
 }
 """What the command line knows by name."""
 

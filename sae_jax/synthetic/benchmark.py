@@ -1,6 +1,7 @@
 """Worlds with everything at once: many features of unequal frequency, correlated, in a hierarchy."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -158,40 +159,13 @@ def synthsaebench_16k(
     )
 
 
-def synthsaebench_1k(
-    features: int = 1024,
-    d_in: int = 128,
-    exponent: float = 0.5,
-    most: float = 0.3,
-    least: float = 5e-4,
-    roots: int = 8,
-    branching: int = 4,
-    depth: int = 3,
-    rank: int = 25,
-    scale: float = 0.1,
-    steps: int = 100,
-    learning_rate: float = 3e-4,
-    bias_norm: float = 0.5,
-    *,
-    seed: int = 42,
-    data_seed: int = 0,
-    batch_size: int = 1024,
-) -> World:
-    """`synthsaebench_16k` at a size for a CPU: 1,024 features in 128 dimensions, 5.5 active on a row.
+synthsaebench_1k = partial(synthsaebench_16k, features=1024, d_in=128, most=0.3, roots=8)
+"""`synthsaebench_16k` at a size for a CPU: 1,024 features in 128 dimensions, 5.5 active on a row.
 
-    Features to dimensions are 8 to 1 instead of 21 to 1; 5.50 features fire on a row, so that active features
-    to dimensions are .043 instead of .044. The probabilities that are asked for sum to 9.96: first-order
-    compensation cannot give them where exclusive children ask for more than their parent fires, as those of
-    73 % of the parents do. `probabilities` are what comes out.
+Features to dimensions are 8 to 1 instead of 21 to 1; 5.50 features fire on a row, so that active features
+to dimensions are .043 instead of .044. The probabilities that are asked for sum to 9.96: first-order
+compensation cannot give them where exclusive children ask for more than their parent fires, as those of
+73 % of the parents do. `probabilities` are what comes out.
 
-    Args:
-      features: and all others as for `synthsaebench_16k`.
-
-    Raises:
-      InputError: as `generated` and `zipf` do.
-
-    Example:
-      >>> round(synthsaebench_1k().expected_l0.item(), 2)
-      5.5
-    """
-    return synthsaebench_16k(**locals())
+Its arguments are those of `synthsaebench_16k`, by name.
+"""
