@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from sae_jax.architectures import find
 from sae_jax.base import SAE, Batch, InputError, Params, require
-from sae_jax.data import Source
+from sae_jax.data import Source, stages
 
 Rows = Float[Array | np.ndarray, "n d"]
 
@@ -166,6 +166,11 @@ class Normalised:
     def batch(self, i) -> Batch:
         """The batch of step `i`."""
         return self._apply(self.source.batch(i))
+
+    def stages(self, start: int, steps: int) -> Iterator[tuple[Source, int]]:
+        """What the source under it reads ahead."""
+        for source, stop in stages(self.source, start, steps):
+            yield Normalised(source, self.normalisation, self.target), stop
 
     def evaluation(self, rows: int) -> Iterator[Batch]:
         """Batches to measure on."""

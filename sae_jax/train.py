@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int, Key, Scalar
 
 from sae_jax import checkpoint
 from sae_jax.base import SAE, Batch, Params, Progress, TrainState, require
-from sae_jax.data import Source
+from sae_jax.data import Source, stages
 
 Step = Callable[[Any, Batch], tuple[Any, dict[str, Array]]]
 """`(state, batch) -> (state, logs)`: for one SAE or, vmapped, for a thousand."""
@@ -167,19 +167,20 @@ def run(
 
     state = jax.tree.map(jnp.copy, state)
     done, chunk, count = start, 1, 0
-    while done < steps:
-        chunk = min(chunk, stops[count] - done)
-        began = time.monotonic()
-        state, logs = _advance(step, state, source, jnp.int32(done), jnp.int32(chunk))
-        logs = np.asarray(logs)
-        seconds = time.monotonic() - began
-        done += chunk
-        if done == stops[count]:
-            recorded[count] = logs
-            count += 1
-        if between is not None:
-            between(done, state, history(count))
-        chunk = max(1, chunk * 2 if seconds < SECONDS_PER_CHUNK else chunk // 2)
+    for stage, end in stages(source, start, steps):
+        while done < end:
+            now = min(chunk, stops[count] - done, end - done)
+            began = time.monotonic()
+            state, logs = _advance(step, state, stage, jnp.int32(done), jnp.int32(now))
+            logs = np.asarray(logs)
+            seconds = time.monotonic() - began
+            done += now
+            if done == stops[count]:
+                recorded[count] = logs
+                count += 1
+            if between is not None:
+                between(done, state, history(count))
+            chunk = max(chunk, now * 2) if seconds < SECONDS_PER_CHUNK else max(1, now // 2)
     return state, history(count)
 
 

@@ -30,6 +30,25 @@ class Source(Protocol):
         ...
 
 
+@runtime_checkable
+class Streamed(Protocol):
+    """A source that is quicker to go through than to ask: it reads ahead."""
+
+    def stages(self, start: int, steps: int) -> Iterator[tuple[Source, int]]:
+        """Sources that hold the steps from `start` on, each with the step before which it ends."""
+        ...
+
+
+def stages(source: Source, start: int, steps: int) -> Iterator[tuple[Source, int]]:
+    """The sources to take the steps from `start` to `steps - 1` from, each with the step before which it ends.
+
+    All but a `Streamed` one serve for all steps.
+    """
+    if isinstance(source, Streamed):
+        return source.stages(start, steps)
+    return iter([(source, steps)])
+
+
 @struct.dataclass
 class InMemory:
     """Rows of an array, reshuffled every epoch; see `in_memory`."""
