@@ -1,4 +1,4 @@
-"""The command line: `sae-jax sweep | train | eval | verify | doctor`."""
+"""The command line: `sae-jax sweep | train | eval | harvest | verify | doctor`."""
 
 import errno
 import os
@@ -11,7 +11,7 @@ import tyro
 
 import sae_jax
 from sae_jax.base import InputError
-from sae_jax.cli import doctor, evaluate, training, verification
+from sae_jax.cli import doctor, evaluate, harvesting, training, verification
 
 
 def sweep(options: tyro.conf.OmitArgPrefixes[training.Training]) -> int:
@@ -33,6 +33,11 @@ def eval_(options: tyro.conf.OmitArgPrefixes[evaluate.Eval]) -> int:
     return evaluate.run(options)
 
 
+def harvest(options: tyro.conf.OmitArgPrefixes[harvesting.Harvest]) -> int:
+    """Store a language model's activations on text, to train on."""
+    return harvesting.run(options)
+
+
 def verify(options: tyro.conf.OmitArgPrefixes[verification.Verify]) -> int:
     """Hold every architecture against PyTorch; exit 1 where an error passes its bound."""
     return verification.run(options)
@@ -47,6 +52,7 @@ COMMANDS: dict[str, Callable[[Any], int]] = {
     "sweep": sweep,
     "train": train,
     "eval": eval_,
+    "harvest": harvest,
     "verify": verify,
     "doctor": doctor_,
 }

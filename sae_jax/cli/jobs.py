@@ -6,14 +6,26 @@ import itertools
 import typing
 from collections.abc import Callable, Iterable
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import optax
 
 from sae_jax import normalise, synthetic
 from sae_jax.architectures import convention, find
 from sae_jax.base import SAE, require
-from sae_jax.data import Source, as_float32, in_memory, read_array
+from sae_jax.data import (
+    Source,
+    as_float32,
+    in_memory,
+    is_store,
+    open_rows,
+    open_store,
+    read_array,
+    side_by_side,
+    stored,
+)
 from sae_jax.grid import Grid, grid, members, parse_axis, zipped
 from sae_jax.program import arguments_of
 from sae_jax.sweep import Group
@@ -60,6 +72,8 @@ ON_DATA = Defaults(
 )
 IN_WORLD = ON_DATA._replace(seeds=3)
 ROWS_PER_STEP = 1024
+ROWS_TO_NORMALISE_BY = 65_536
+"""Of a stream, spread evenly; of an array it is all."""
 LARGEST_OF_A_WORLD = 10_000_000
 """Above it a number of features or rows is a slip of the hand that would end in the machine's memory."""
 
@@ -91,7 +105,7 @@ def prepare(options: Any) -> Job:
     require(len(set(builders)) == len(builders), f"--arch names an architecture twice: {options.arch}")
     at_once = options.members_at_once
     require(at_once is None or at_once >= 1, f"--members-at-once must be at least 1, got {at_once}")
-    source, normalisation, shapes, defaults = _rows(options)
+    source, normalisation, shapes, defaults = _given(options)
     widths = (
         [defaults.d_sae(shapes["d_in"])]
         if options.d_sae is None
@@ -111,35 +125,78 @@ def prepare(options: Any) -> Job:
     return Job(tuple(groups), source, steps, tokens, normalisation)
 
 
-def _rows(options: Any) -> tuple[Source, Any, dict[str, int], Defaults]:
-    """Where the rows come from, what they are normalised by, their shapes, and what goes without saying."""
+class Given(NamedTuple):
+    """What the options say of the data."""
+
+    source: Source
+    normalisation: Any
+    """What the rows go through; None for nothing."""
+    shapes: dict[str, int]
+    """Arguments that the data tell."""
+    defaults: Defaults
+
+
+def _given(options: Any) -> Given:
+    """Where the rows come from, and what goes without saying for them."""
     if options.world is not None:
         return _world_rows(options)
     require(not options.world_args, "--world-args is for --world NAME")
-    batch_size = ROWS_PER_STEP if options.batch_size is None else options.batch_size
-    x = (
-        seed_tokens().x
-        if options.data is None
-        else as_float32(read_array(options.data, options.array), str(options.data))
-    )
-    y = None if options.target is None else as_float32(read_array(options.target), str(options.target))
-    source: Source = in_memory(x, batch_size, options.data_seed, y=y)
+    streamed = options.data is not None and (options.stream or is_streamed(options.data))
+    if not streamed:
+        for name in ("stream", "window_rows"):
+            require(not getattr(options, name), f"--{name.replace('_', '-')} is for rows that are streamed")
+    if options.data is None or not is_store(options.data):
+        for name in ("site", "target_site"):
+            require(getattr(options, name) is None, f"--{name.replace('_', '-')} is for a store")
+    source, x, y = (_streamed_rows if streamed else _rows_in_memory)(options)
     normalisation = None
     if options.normalise is not None:
-        require(y is None, "--normalise is for data that are their own target, not for --target")
-        normalisation = NORMALISATIONS[options.normalise](x)
+        require(y is None, "--normalise is for data that are their own target, not for transcoders")
+        sample = np.concatenate([np.asarray(batch.x) for batch in source.evaluation(ROWS_TO_NORMALISE_BY)])
+        normalisation = NORMALISATIONS[options.normalise](sample if streamed else x)
         source = normalise.normalised(source, normalisation)
     shapes = {"d_in": x.shape[-1], "sources": x.shape[1]} | ({} if y is None else {"d_out": y.shape[-1]})
-    return source, normalisation, shapes, ON_TOKENS if options.data is None else ON_DATA
+    return Given(source, normalisation, shapes, ON_TOKENS if options.data is None else ON_DATA)
 
 
-def _world_rows(options: Any) -> tuple[Source, Any, dict[str, int], Defaults]:
-    for name in ("data", "array", "target", "normalise"):
-        require(getattr(options, name) is None, f"--world makes its own data: leave out {name.upper()}")
+def _rows_in_memory(options: Any) -> tuple[Source, Any, Any]:
+    """The source, its rows and its targets."""
+    x = seed_tokens().x
+    if options.data is not None:
+        x = as_float32(read_array(options.data, options.array), options.data)
+    y = None if options.target is None else as_float32(read_array(options.target), str(options.target))
+    return in_memory(x, options.batch_size or ROWS_PER_STEP, options.data_seed, y=y), x, y
+
+
+def _streamed_rows(options: Any) -> tuple[Source, Any, Any]:
+    if is_store(options.data):
+        require(options.array is None, "a store holds sites: --site NAME in place of --array")
+        require(options.target is None, "a store's targets are a site of it: --target-site NAME")
+        store = open_store(options.data)
+        names = [None] if options.site is None else options.site.split(",")
+        several = [store.site(name) for name in names]
+        x = several[0] if len(several) == 1 else side_by_side(several)
+        y = None if options.target_site is None else store.site(options.target_site)
+    else:
+        x = open_rows(options.data, options.array)
+        y = None if options.target is None else open_rows(options.target)
+    window = {} if options.window_rows is None else {"window_rows": options.window_rows}
+    return stored(x, options.batch_size or ROWS_PER_STEP, options.data_seed, y=y, **window), x, y
+
+
+def is_streamed(data: str) -> bool:
+    """Whether data are read as they are asked for without anybody asking for it: stores and folders."""
+    return is_store(data) or Path(data).is_dir()
+
+
+def _world_rows(options: Any) -> Given:
+    for name in ("data", "array", "target", "normalise", "site", "target_site", "window_rows"):
+        word = name.upper() if name == "data" else f"--{name.replace('_', '-')}"
+        require(getattr(options, name) is None, f"--world makes its own data: leave out {word}")
     rows = {} if options.batch_size is None else {"batch_size": options.batch_size}
     found = world(options.world, itertools.chain(*options.world_args), data_seed=options.data_seed, **rows)
     features, d_in = found.directions.shape
-    return found, None, {"d_in": d_in}, IN_WORLD._replace(d_sae=lambda d_in: features)
+    return Given(found, None, {"d_in": d_in}, IN_WORLD._replace(d_sae=lambda d_in: features))
 
 
 def world(name: str, arguments: Iterable[str], **options: int) -> World:
@@ -195,9 +252,12 @@ def _shaped(
             False, "a world has no rows that a transcoder could give; --world is for the other architectures"
         )
     elif "d_out" in arguments:
-        require("d_out" in shapes, "a transcoder needs --target FILE: the rows that it is to give")
-    elif options.target is not None:
-        require(False, f"--target is for --arch transcoder, not for {options.arch}")
+        require(
+            "d_out" in shapes,
+            "a transcoder needs --target FILE (of a store --target-site NAME): the rows that it is to give",
+        )
+    elif "d_out" in shapes:
+        require(False, f"--target and --target-site are for --arch transcoder, not for {options.arch}")
     told = {name: size for name, size in shapes.items() if name in arguments}
     fixed = {
         name: _value(name, text, arguments[name].annotation)

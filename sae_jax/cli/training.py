@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import quote
 
 import numpy as np
 import tyro
@@ -47,10 +48,21 @@ MaybePath = Annotated[Path | None, _left_out("FOLDER")]
 class Training:
     """What to train on what, and where to put it."""
 
-    data: Annotated[tyro.conf.Positional[Path | None], _left_out("DATA")] = None
-    """A .npy, .npz or .safetensors array [n, d_in]. Default: the eight tokens."""
+    data: Annotated[tyro.conf.Positional[str | None], _left_out("DATA")] = None
+    """A .npy, .npz or .safetensors array [n, d_in], or a store: a folder or URL that sae-jax harvest filled.
+    Default: the eight tokens."""
     array: Annotated[str | None, _left_out("NAME")] = None
     """Which array of the file, where it holds several."""
+    site: Annotated[str | None, _left_out("NAMES")] = None
+    """Which site of a store. Of several with commas between, each is swept by itself, in a folder of its own;
+    --arch crosscoder reads them all."""
+    target_site: Annotated[str | None, _left_out("NAME")] = None
+    """The site of the same store that a transcoder is to give."""
+    stream: bool = False
+    """Read a .npy, .safetensors or .pt file, or a folder of Arrow files, as training goes on and not at once.
+    A store always is."""
+    window_rows: Annotated[int | None, _left_out("N")] = None
+    """Rows of a stream that are mixed among one another. Default: 65536."""
     world: Annotated[str | None, _left_out("NAME")] = None
     """In place of DATA a world whose features are known: toy_superposition, forty_in_five, hedging,
     sharkey_uncorrelated, sharkey_correlated, sparse_but_wrong, matryoshka_tree, synthsaebench_1k,
@@ -108,8 +120,17 @@ class Training:
 
 
 def sweep_command(options: Training) -> int:
-    """Train every member of the grid."""
-    return _execute("sweep", options, prepare(options))
+    """Train every member of the grid; of several sites, one after the other."""
+    sites = (options.site or "").split(",")
+    if len(sites) == 1 or "crosscoder" in options.arch.split(","):
+        return _execute("sweep", options, prepare(options))
+    out = folder.choose(options.out, _name(options), options.resume)
+    for site in sites:
+        one = replace(options, site=site, out=out / quote(site, safe=":"))
+        status = _execute("sweep", one, prepare(one))
+        if status or not (one.out / folder.FINISHED).exists():
+            return status
+    return 0
 
 
 def train_command(options: Training) -> int:
@@ -236,14 +257,17 @@ def _about(command: str, options: Training, asked: dict[str, Any], seconds: floa
 
 def _name(options: Training) -> str:
     """What a folder is called after."""
-    return options.world or ("tokens" if options.data is None else options.data.stem)
+    return options.world or ("tokens" if options.data is None else Path(options.data).stem)
 
 
 def _told(options: Training) -> str:
     """The data in words."""
     if options.world is not None:
         return " ".join([f"the world {options.world}", *itertools.chain(*options.world_args)])
-    return "the seed's tokens" if options.data is None else str(options.data.absolute())
+    if options.data is None:
+        return "the seed's tokens"
+    where = options.data if "://" in options.data else str(Path(options.data).absolute())
+    return where if options.site is None else f"{where}, {options.site}"
 
 
 def _again(out: Path) -> str:

@@ -142,7 +142,9 @@ def require_same_origin(before: Manifest, now: Manifest, label: str) -> None:
     names = [name for name in told[0] | told[1] if told[0].get(name) != told[1].get(name)]
     differences = "; ".join(f"{name} was {told[0].get(name)}, now {told[1].get(name)}" for name in names)
     if names:
-        raise InputError(f"{label} was begun with other options, so these cannot go on with it: {differences}")
+        raise InputError(
+            f"{label} was begun with other options, so these cannot go on with it: {differences}"
+        )
 
 
 def _plain(found: Statistics) -> dict[str, Any]:

@@ -125,7 +125,9 @@ Opened = tuple[tuple[int, ...], np.dtype, Callable[[int, int], np.ndarray]]
 """Shape, dtype, and how to read."""
 
 
-def _rows(label: str, shape: tuple[int, ...], dtype: np.dtype, read: Callable[[int, int], np.ndarray]) -> Rows:
+def _rows(
+    label: str, shape: tuple[int, ...], dtype: np.dtype, read: Callable[[int, int], np.ndarray]
+) -> Rows:
     require(len(shape) in (2, 3), f"{label} must be [rows, d_in], got {list(shape)}")
     require(min(shape) > 0, f"{label} has no rows or no columns (shape {list(shape)})")
     is_float = jnp.issubdtype(dtype, jnp.floating)
@@ -209,7 +211,9 @@ def _needs(package: str, path: Path) -> Any:
     try:
         return importlib.import_module(package)
     except ImportError:
-        raise InputError(f"{path} is read by {package}, which is not installed: pip install {package}") from None
+        raise InputError(
+            f"{path} is read by {package}, which is not installed: pip install {package}"
+        ) from None
 
 
 OPENERS: dict[str, Callable[[Path, str | None], Opened]] = {

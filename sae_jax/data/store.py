@@ -279,7 +279,14 @@ def writing(location: str | Path, empty: Manifest) -> Iterator[Writer]:
         if before is not None:
             manifest.require_same_origin(before, empty, location)
             require(not before.complete, f"{location} is complete already: it holds {before.rows:,} rows")
-        yield Writer(location, before or empty)
+        else:
+            _files(location).write(manifest.NAME, empty.write()).result()
+        writer = Writer(location, before or empty)
+        try:
+            yield writer
+        finally:
+            if writer.manifest.rows == 0:
+                _remove(location, empty)
 
 
 @contextmanager
@@ -292,8 +299,7 @@ def _locked(location: str) -> Iterator[None]:
 
     folder = Path(location)
     require(folder.is_dir() or not folder.exists(), f"{folder} is a file, not a folder")
-    there = folder.is_dir() and any(folder.iterdir())
-    stranger = there and not is_store(folder) and not (folder / "tokens").is_dir()
+    stranger = folder.is_dir() and any(folder.iterdir()) and not is_store(folder)
     require(not stranger, f"{folder} is not empty and holds no store: give another folder")
     folder.mkdir(parents=True, exist_ok=True)
     handle = os.open(folder, os.O_RDONLY)
@@ -306,8 +312,21 @@ def _locked(location: str) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
-        if not any(folder.iterdir()):
-            folder.rmdir()
+
+
+def _remove(location: str, empty: Manifest) -> None:
+    """Take back a store that got no rows."""
+    import tensorstore
+
+    for folder in arrays_of(empty):
+        array = tensorstore.KvStore.open(_kvstore(location, f"{folder}/"), context=_context()).result()
+        array.delete_range(tensorstore.KvStore.KeyRange()).result()
+    for name in ("zarr.json", manifest.NAME):
+        _files(location).write(name, None).result()
+    if "://" not in location:
+        for path in sorted((path for path in Path(location).rglob("*") if path.is_dir()), reverse=True):
+            path.rmdir()
+        Path(location).rmdir()
 
 
 def folder_of(site: str) -> str:

@@ -76,7 +76,9 @@ class Stored:
     def batch(self, i: Int[Array, ""]) -> Batch:
         """The batch of step `i`, read on its own: `stages` is the quick way through many."""
         shapes = [
-            jax.ShapeDtypeStruct((self.batch_size, *rows.shape[1:]), jax.dtypes.canonicalize_dtype(rows.dtype))
+            jax.ShapeDtypeStruct(
+                (self.batch_size, *rows.shape[1:]), jax.dtypes.canonicalize_dtype(rows.dtype)
+            )
             for rows in self._columns
         ]
 
@@ -256,5 +258,8 @@ def read_ahead(items: Iterator[Item], depth: int) -> Iterator[Item]:
 
 def as_batch(x: Array, y: Array | None = None) -> Batch:
     """In float32 where the data are of half precision."""
-    x, y = (each.astype(jnp.promote_types(each.dtype, jnp.float32)) if each is not None else None for each in (x, y))
+    x, y = (
+        each.astype(jnp.promote_types(each.dtype, jnp.float32)) if each is not None else None
+        for each in (x, y)
+    )
     return Batch(x, x if y is None else y)
