@@ -6,6 +6,7 @@ from sae_jax import (
     data,
     formats,
     initialisation,
+    language_models,
     losses,
     metrics,
     normalise,
@@ -25,8 +26,9 @@ from sae_jax.architectures import (
     transcoder,
 )
 from sae_jax.base import SAE, Batch, Info, InputError, Params, Progress, TrainState
-from sae_jax.data import in_memory, read_array
+from sae_jax.data import in_memory, open_rows, open_store, read_array, stored
 from sae_jax.grid import grid, zipped
+from sae_jax.harvest import harvest
 from sae_jax.metrics import evaluate
 from sae_jax.result import SweepResult, join
 from sae_jax.sweep import Group, Look, sweep, sweep_all
@@ -57,23 +59,28 @@ __all__ = [
     "formats",
     "gated",
     "grid",
+    "harvest",
     "in_memory",
     "init",
     "initialisation",
     "join",
     "jumprelu",
+    "language_models",
     "load",
     "losses",
     "make_step",
     "matryoshka",
     "metrics",
     "normalise",
+    "open_rows",
+    "open_store",
     "read_array",
     "recipes",
     "relu",
     "resampling",
     "run",
     "run_resumable",
+    "stored",
     "sweep",
     "sweep_all",
     "synthetic",

@@ -83,7 +83,7 @@ class Manifest:
     """Where the rows come from, as plain values: model, revision, text, context, ..."""
     rows: int = 0
     complete: bool = False
-    reached: Reached = Reached()
+    reached: Reached = field(default_factory=Reached)
 
     def write(self) -> bytes:
         """As JSON, with a digest of itself."""

@@ -1,4 +1,4 @@
-"""Which row stands where in a stream: chunks in an order that is computed, rows mixed within a window of them.
+"""Which row stands where in a stream: chunks in a computed order, rows mixed within a window of them.
 
 Reading single rows from a disk is slow and reading chunks is fast, so chunks are shuffled, and the rows of a
 window of chunks among one another. The order is a function of (rows, seed, epoch) and of nothing else.

@@ -40,7 +40,7 @@ class Streamed(Protocol):
 
 
 def stages(source: Source, start: int, steps: int) -> Iterator[tuple[Source, int]]:
-    """The sources to take the steps from `start` to `steps - 1` from, each with the step before which it ends.
+    """The sources that hold the steps from `start` to `steps - 1`, each with the step before which it ends.
 
     All but a `Streamed` one serve for all steps.
     """

@@ -62,8 +62,8 @@ class Store:
         if name is None:
             require(
                 len(self.sites) == 1,
-                f"{self.location} holds several sites ({listed}): name one of them (--site NAME on the command "
-                "line)",
+                f"{self.location} holds several sites ({listed}): name one of them "
+                "(--site NAME on the command line)",
             )
             name = self.sites[0]
         require(name in self.sites, f"{self.location} has no site {name!r}; it holds {listed}")

@@ -1,13 +1,11 @@
 """A source over rows that do not fit in memory: read ahead by a thread, in an order that is computed."""
 
-import os
 import math
 import weakref
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +14,7 @@ from flax import struct
 from jaxtyping import Array, Float, Int, Int64, Shaped
 
 from sae_jax.base import Batch, require
-from sae_jax.data.order import Order, Window
+from sae_jax.data.order import Order
 from sae_jax.data.rows import Rows
 from sae_jax.data.source import Source
 
@@ -48,7 +46,7 @@ class Block:
 
     def batch(self, i: Int[Array, ""]) -> Batch:
         """The batch of step `i`."""
-        return as_batch(*(None if each is None else each[i - self.first] for each in (self.x, self.y)))
+        return as_batch(self.x[i - self.first], None if self.y is None else self.y[i - self.first])
 
     def evaluation(self, rows: int) -> Iterator[Batch]:
         """The block's own batches."""
@@ -93,13 +91,13 @@ class Stored:
 
         A thread reads a block ahead and brings it to the device. At most three are held at a time.
         """
-        exact, device = jax.config.jax_enable_x64, jax.config.jax_default_device
+        # the switch for double precision is each thread's own
+        exact = jax.dtypes.canonicalize_dtype(np.float64) == np.float64
 
         def blocks() -> Iterator[tuple[Source, int]]:
             first = start
             for count, columns in self._blocks(start, steps):
-                # these settings are each thread's own
-                with jax.enable_x64(exact), jax.default_device(device):
+                with jax.enable_x64(exact):
                     x, y = [*map(jax.device_put, columns), None][:2]
                     yield Block(x, y, jnp.int32(first)), min(first + count, steps)
                 first += count
@@ -183,8 +181,8 @@ def stored(
       A source for `run` and `sweep`.
 
     Raises:
-      InputError: a seed that does not fit, sizes under 1, rows of `y` that are not those of `x`, lanes that do
-        not divide the batch or that the hosts cannot share evenly.
+      InputError: a seed that does not fit, sizes under 1, rows of `y` that are not those of `x`, lanes that
+        do not divide the batch or that the hosts cannot share evenly.
 
     Example:
       >>> source = stored(open_store("acts/").site("mlp.hidden"), batch_size=1024, seed=0)
@@ -225,7 +223,7 @@ class Buffers:
         size = math.prod(self._shape) * self._dtype.itemsize
         memory = self._free.pop() if self._free else np.empty(size + 64, np.uint8)
         begin = -memory.ctypes.data % 64
-        flat = np.frombuffer(memoryview(memory)[begin : begin + size], self._dtype)
+        flat = np.frombuffer(memory.data[begin : begin + size], self._dtype)
         # every view holds on to `flat` itself, so that it lives until the last of them is gone
         weakref.finalize(flat, self._free.append, memory)
         return flat.reshape(self._shape)
@@ -258,8 +256,5 @@ def read_ahead(items: Iterator[Item], depth: int) -> Iterator[Item]:
 
 def as_batch(x: Array, y: Array | None = None) -> Batch:
     """In float32 where the data are of half precision."""
-    x, y = (
-        each.astype(jnp.promote_types(each.dtype, jnp.float32)) if each is not None else None
-        for each in (x, y)
-    )
-    return Batch(x, x if y is None else y)
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return Batch(x, x if y is None else y.astype(jnp.promote_types(y.dtype, jnp.float32)))
