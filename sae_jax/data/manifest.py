@@ -27,6 +27,10 @@ class Statistics(NamedTuple):
 
     def with_rows(self, x: Shaped[np.ndarray, "rows d_in"]) -> "Statistics":
         """With more rows among them, merged as Chan, Golub and LeVeque 1979 do; exact in its order."""
+        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is seen by `finite`
+            return self._with_rows(x)
+
+    def _with_rows(self, x: np.ndarray) -> "Statistics":
         now = self
         for start in range(0, len(x), ROWS_AT_A_TIME):
             part = x[start : start + ROWS_AT_A_TIME].astype(np.float32)
