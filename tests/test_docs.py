@@ -25,6 +25,7 @@ PAGES = [
     "docs/superposition.md",
     "docs/undoing_superposition.md",
     "docs/synthsaebench.md",
+    "docs/activations.md",
 ]
 
 
