@@ -37,6 +37,8 @@ LEVELS = {
     "sweep": 5,
     "adapters": 5,
     "target_models": 5,
+    "harvest": 5,
+    "language_models": 5,
     "verify": 6,
     "report": 6,
     "doctor": 7,
@@ -61,6 +63,7 @@ WITHIN_A_LEVEL = {
     ("sweep", "result"),
     ("sweep", "program"),
     ("adapters", "trained"),
+    ("harvest", "language_models"),
     ("cli", "doctor"),
     ("__main__", "cli"),
 }
@@ -69,7 +72,7 @@ WITHIN_A_LEVEL = {
 FACE = 5
 """The level of the package itself: what sees `sae_jax.relu` sees everything up to the sweep."""
 
-MAY_IMPORT_TORCH = ("verify", "adapters", "data.harvest", "formats.seed_module")
+MAY_IMPORT_TORCH = ("verify", "adapters", "formats.seed_module", "language_models.torch_hooks")
 NEVER_AT_THE_TOP = {"torch", "sae_lens", "transformers", "orbax"}
 
 

@@ -126,9 +126,10 @@ def sweep_command(options: Training) -> int:
         return _execute("sweep", options, prepare(options))
     out = folder.choose(options.out, _name(options), options.resume)
     for site in sites:
-        one = replace(options, site=site, out=out / quote(site, safe=":"))
+        own = out / quote(site, safe=":")
+        one = replace(options, site=site, out=own)
         status = _execute("sweep", one, prepare(one))
-        if status or not (one.out / folder.FINISHED).exists():
+        if status or not (own / folder.FINISHED).exists():
             return status
     return 0
 
