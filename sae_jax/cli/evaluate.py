@@ -1,20 +1,25 @@
-"""`sae-jax eval SAE DATA`."""
+"""`sae-jax eval SAE DATA`, and what a language model makes of the SAE."""
 
 import itertools
 import json
+import sys
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import tyro
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 
 from sae_jax.base import require
 from sae_jax.cli.jobs import world
 from sae_jax.data import as_float32, in_memory, read_array
-from sae_jax.metrics import by_source, evaluate
+from sae_jax.language_models import Contexts, contexts, read_texts, torch_hooks
+from sae_jax.metrics import by_source, downstream, evaluate, mean_activation
 from sae_jax.metrics.recovery import recover
 from sae_jax.trained import TrainedSAE, load
 
@@ -39,36 +44,65 @@ class Eval:
     """Of a transcoder: the rows [n, d_out] that it is to give."""
     array: str | None = None
     """Which array of the file, where it holds several."""
+    model: Annotated[str | None, tyro.conf.arg(metavar="MODEL", help_behavior_hint="")] = None
+    """Beside DATA or in place of it a Hugging Face model, by folder or hub name: what it still predicts with
+    the SAE's reconstruction in place of its own activations."""
+    hook: Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="")] = None
+    """Whose activations the SAE reads: a module of the model; see sae-jax harvest --list-hooks."""
+    text: tuple[str, ...] = ()
+    """What the model reads: text files in UTF-8, .jsonl files, folders of them, or a dataset."""
+    context: int = 128
+    """Tokens that the model sees at a time."""
+    contexts: int = 64
+    """How many contexts the model reads at most."""
+    device: str = "cpu"
+    """Where torch puts the model: cpu, cuda, mps."""
     batch_size: int = 1024
-    """Rows at a time; explained_variance_legacy and fvu_batch are defined by the batch."""
+    """Rows or tokens at a time; explained_variance_legacy and fvu_batch are defined by the batch."""
     as_json: Annotated[bool, tyro.conf.arg(name="json", help="print JSON, densities included")] = False
 
 
 def run(options: Eval) -> int:
-    """Measure every metric on every row, and print them."""
+    """Measure every metric on every row, and what a model predicts through the SAE, and print them."""
     trained = load(options.sae)
     require(
-        options.data is not None or options.world is not None, "say what to measure on: DATA or --world NAME"
+        options.data is not None or options.world is not None or options.model is not None,
+        "say what to measure on: DATA, --world NAME or --model PATH",
     )
     require(options.data is None or options.world is None, "--world makes its own data: leave out DATA")
     require(not options.world_args or options.world is not None, "--world-args is for --world NAME")
-    if options.data is None:
-        return _tell(options, *_in_world(options, trained))
-    x = read_array(options.data, options.array)
+    for name, of, place in (
+        ("array", options.data, "DATA"),
+        ("target", options.data, "DATA"),
+        ("hook", options.model, "--model PATH"),
+        ("text", options.model, "--model PATH"),
+    ):
+        require(not getattr(options, name) or of is not None, f"--{name} is for {place}")
+    found, places = {}, []
+    for given, measure in ((options.data, _on_data), (options.world, _in_world), (options.model, _in_model)):
+        if given is not None:
+            figures, place = measure(options, trained)
+            found |= figures
+            places.append(place)
+    return _tell(options, found, " and ".join(places))
+
+
+def _on_data(options: Eval, trained: TrainedSAE) -> tuple[dict[str, np.ndarray], str]:
+    """What the SAE makes of the rows of a file."""
+    data = Path(str(options.data))
+    x = read_array(data, options.array)
     y = None if options.target is None else read_array(options.target)
     _require_fit(options, trained.sae.config, x, y)
     y = None if y is None else as_float32(y, str(options.target))
-    source = in_memory(as_float32(x, str(options.data)), options.batch_size, y=y)
+    source = in_memory(as_float32(x, str(data)), options.batch_size, y=y)
     found = evaluate(trained.sae, trained.params, source.evaluation(len(x)))
     if "sources" in trained.sae.config:
         found |= by_source(trained.sae, trained.params, source.evaluation(len(x)))
-    return _tell(options, found, f"{len(x)} rows of {options.data}")
+    return found, f"{len(x)} rows of {data}"
 
 
 def _in_world(options: Eval, trained: TrainedSAE) -> tuple[dict[str, np.ndarray], str]:
     """What the SAE makes of a world's rows, and what it finds of its features."""
-    for name in ("array", "target"):
-        require(getattr(options, name) is None, f"--world makes its own data: leave out --{name}")
     require(
         "d_out" not in trained.sae.config,
         f"{options.sae} is a transcoder: a world has no rows for it to give",
@@ -79,6 +113,41 @@ def _in_world(options: Eval, trained: TrainedSAE) -> tuple[dict[str, np.ndarray]
     found = evaluate(trained.sae, trained.params, place.evaluation(ROWS_OF_A_WORLD))
     found |= recover(trained.sae, trained.params, place, ROWS_OF_A_WORLD)
     return found, f"about {ROWS_OF_A_WORLD} rows of the world {options.world}"
+
+
+def _in_model(options: Eval, trained: TrainedSAE) -> tuple[dict[str, np.ndarray], str]:
+    """What a language model still predicts with the SAE's reconstruction in place of its activations."""
+    require(options.hook is not None, "say where the SAE belongs: --hook NAME (sae-jax harvest --list-hooks)")
+    require(len(options.text) > 0, "say what the model is to read: --text FILES")
+    for name in ("context", "contexts", "batch_size"):
+        value, least = getattr(options, name), 2 if name == "context" else 1
+        require(value >= least, f"--{name.replace('_', '-')} must be at least {least}, got {value}")
+    logits = torch_hooks.splice(
+        torch_hooks.load(str(options.model), device=options.device), str(options.hook)
+    )
+    read = contexts(
+        read_texts(options.text),
+        torch_hooks.tokenizer(str(options.model)),
+        options.context,
+        batch_size=max(1, options.batch_size // options.context),
+    )
+    batches = list(_first(read, options.contexts))
+    text = ", ".join(options.text)
+    require(len(batches) > 0, f"{text} does not fill one context of {options.context} tokens")
+    shown = partial(track, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
+    mean = mean_activation(logits, shown(batches, "mean activation"))
+    found = downstream(logits, *trained, shown(batches, "through the SAE"), mean=mean)
+    count = sum(len(batch.tokens) for batch in batches)
+    return found, f"{count} contexts of {text}, read by {options.model}"
+
+
+def _first(batches: Iterable[Contexts], count: int) -> Iterator[Contexts]:
+    """The first `count` contexts."""
+    for tokens, kept in batches:
+        yield Contexts(tokens[:count], kept[:count])
+        count -= len(tokens)
+        if count <= 0:
+            return
 
 
 def _tell(options: Eval, found: dict[str, np.ndarray], on: str) -> int:

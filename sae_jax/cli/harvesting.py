@@ -7,7 +7,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -33,6 +33,7 @@ from sae_jax.language_models import (
     read_texts,
     torch_hooks,
 )
+from sae_jax.language_models.text import size_of
 from sae_jax.train import Stopped
 
 
@@ -103,7 +104,7 @@ def run(options: Harvest) -> int:
     for name in ("context", "batch_size"):
         value = getattr(options, name)
         require(value >= 1, f"--{name.replace('_', '-')} must be at least 1, got {value}")
-    reading = Reading(options)
+    reading = Reading(options.text)
     model = _model(options)
     batches, about = _contexts(options, reading)
     console = Console(stderr=True, quiet=options.quiet)
@@ -162,6 +163,8 @@ def _model(options: Harvest) -> Model:
     module, colon, name = options.model.partition(":")
     if colon and module.replace(".", "").isidentifier() and not os.path.exists(options.model):
         return _of_python(options.model, _imported(module, name))
+    if options.quiet or not sys.stderr.isatty():
+        _silence_loading()
     model = torch_hooks.load(options.model, revision=options.revision, device=options.device)
 
     def capture(names: tuple[str, ...]) -> Activations:
@@ -176,6 +179,14 @@ def _model(options: Harvest) -> Model:
         "weight_processing": "none",
     }
     return Model(lambda: torch_hooks.sites(model), capture, about)
+
+
+def _silence_loading() -> None:
+    """No bars of transformers' own, where nobody watches them move."""
+    with suppress(ImportError):
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
 
 
 def _of_python(label: str, found: Any) -> Model:
@@ -219,27 +230,20 @@ def _imported(module: str, name: str) -> Any:
 class Reading:
     """How much of the texts has been read, where that can be known."""
 
-    def __init__(self, options: Harvest):
-        paths = [Path(source) for source in options.text]
-        files = [file for path in paths for file in ([path] if path.is_file() else _plain_files(path))]
-        known = all(path.exists() for path in paths) and len(files) > 0
-        self.total = sum(file.stat().st_size for file in files) if known else None
+    def __init__(self, sources: tuple[str, ...]):
+        self.total = size_of(sources)
         self.done = 0
 
     def counted(self, texts: Iterable[str]) -> Iterator[str]:
         """The same texts."""
         for text in texts:
             yield text
-            self.done += len(text)
+            self.done += len(text.encode())
 
     @property
     def share(self) -> float | None:
         """From 0 to 1; None where it is not known."""
         return None if not self.total else min(1.0, self.done / self.total)
-
-
-def _plain_files(folder: Path) -> list[Path]:
-    return [path for path in folder.rglob("*") if path.is_file()] if folder.is_dir() else []
 
 
 def _contexts(options: Harvest, reading: Reading) -> tuple[Iterator[Contexts], dict[str, Any]]:

@@ -1,5 +1,7 @@
 """Rows that are read a stretch at a time: what a store and files larger than memory have in common."""
 
+import pickle
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -129,16 +131,17 @@ def _rows(
 ) -> Rows:
     require(len(shape) in (2, 3), f"{label} must be [rows, d_in], got {list(shape)}")
     require(min(shape) > 0, f"{label} has no rows or no columns (shape {list(shape)})")
-    is_float = jnp.issubdtype(dtype, jnp.floating)
-    require(bool(is_float), f"{label} must hold real floating-point numbers, got {dtype}")
+    is_float = bool(jnp.issubdtype(dtype, jnp.floating)) and dtype.itemsize <= 8
+    require(is_float, f"{label} must hold real floating-point numbers of at most 64 bits, got {dtype}")
+    native = dtype.newbyteorder("=")
     row_bytes = int(np.prod(shape[1:])) * dtype.itemsize
 
     def finite(start: int, stop: int) -> np.ndarray:
-        found = read(start, stop)
+        found = read(start, stop).astype(native, copy=False)
         require_finite(found, label, start)
         return found
 
-    return Rows(tuple(shape), dtype, chunk_rows_for(row_bytes), label, finite)
+    return Rows(tuple(shape), native, chunk_rows_for(row_bytes), label, finite)
 
 
 def require_finite(found: np.ndarray, label: str, start: int) -> None:
@@ -162,21 +165,34 @@ def _safetensors(path: Path, name: str | None) -> Opened:
     file = safe_open(path, framework="numpy")
     part = file.get_slice(chosen(path, list(file.keys()), name))
     shape = tuple(part.get_shape())
-    return shape, part[0:1].dtype, lambda start, stop: part[start:stop]
+    # what has no rows cannot be sliced, and is refused for its shape
+    dtype = part[0:1].dtype if min(shape, default=0) else np.dtype(np.float32)
+    return shape, dtype, lambda start, stop: part[start:stop]
 
 
 def _pt(path: Path, name: str | None) -> Opened:
     torch = _needs("torch", path)
-    found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    require(
+        zipfile.is_zipfile(path), f"{path} is damaged, or was saved by a torch older than 1.6: save it again"
+    )
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError:
+        raise InputError(
+            f"{path} holds more than tensors, and to load it could run code: save the tensor alone"
+        ) from None
     if isinstance(found, dict):
-        names = [key for key, value in found.items() if isinstance(value, torch.Tensor)]
-        found = found[chosen(path, names, name)]
+        tensors = {str(key): value for key, value in found.items() if isinstance(value, torch.Tensor)}
+        found = tensors[chosen(path, list(tensors), name)]
+    else:
+        require(name is None, f"{path} holds one tensor, which has no name to ask for")
     require(isinstance(found, torch.Tensor), f"{path} holds a {type(found).__name__}, not a tensor")
+    require(found.layout == torch.strided, f"{path} holds a sparse tensor: save it as a dense one")
     half = found.dtype == torch.bfloat16
-    dtype = jnp.dtype(jnp.bfloat16) if half else found[:0].numpy().dtype
+    dtype = jnp.dtype(jnp.bfloat16) if half else torch.empty(0, dtype=found.dtype).numpy().dtype
 
     def read(start: int, stop: int) -> np.ndarray:
-        part = found[start:stop].contiguous()
+        part = found[start:stop].detach().contiguous()
         return part.view(torch.int16).numpy().view(dtype) if half else part.numpy()
 
     return tuple(found.shape), dtype, read
@@ -193,12 +209,14 @@ def _arrow(path: Path, name: str | None) -> Opened:
     names = [key for key, feature in found.features.items() if isinstance(feature, datasets.Array2D)]
     column = chosen(path, names, name)
     context, d_in = found.features[column].shape
+    require(context is not None, f"{path} has contexts of several lengths in {column}: they must be alike")
     dtype = np.dtype(found.features[column].dtype)
-    table = found.with_format("numpy", columns=[column])
+    # without a dtype it would give float32 for float64
+    table = found.with_format("numpy", columns=[column], dtype=dtype)
 
     def read(start: int, stop: int) -> np.ndarray:
         first, last = start // context, -(-stop // context)
-        several = np.asarray(table[first:last][column], dtype).reshape(-1, d_in)
+        several = np.asarray(table[first:last][column]).reshape(-1, d_in)
         return several[start - first * context : stop - first * context]
 
     return (len(found) * context, d_in), dtype, read

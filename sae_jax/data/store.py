@@ -9,7 +9,7 @@ import errno
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -31,6 +31,8 @@ MOST_ROWS_OF_A_SHARD = 65_536
 DTYPES = {name: jnp.dtype(name) for name in ("float32", "float16", "bfloat16")}
 OF_TOKENS = ("tokens", "positions")
 """Arrays beside the sites', int32."""
+TAKEN = (*OF_TOKENS, "zarr.json", manifest.NAME, ".", "..")
+"""What a site cannot be called."""
 RETRIES = 3
 """Of a request to a URL; what fails so often will fail again."""
 
@@ -157,6 +159,13 @@ class Writer:
             for folder, (shape, dtype) in arrays_of(begun).items()
         }
 
+    def begin(self) -> None:
+        """Claim the place: a folder with files and no manifest is taken for someone else's."""
+        try:
+            _files(self.location).write(manifest.NAME, self.manifest.write()).result()
+        except Exception as error:  # tensorstore raises ValueError for whatever goes wrong
+            raise self._failure(error) from None
+
     def append(self, rows: Mapping[str, Any], tokens: np.ndarray, positions: np.ndarray, reached: Reached):
         """Take rows, and commit whenever a shard is full.
 
@@ -223,7 +232,8 @@ class Writer:
         files.write(manifest.NAME, after.write()).result()
 
     def _failure(self, error: Exception) -> Exception:
-        stored = f"the first {self.manifest.rows:,} rows are stored and stay good"
+        rows = self.manifest.rows
+        stored = f"the first {rows:,} rows are stored and stay good" if rows else "nothing is stored yet"
         if "No space left" in str(error) or "quota" in str(error) or "File too large" in str(error):
             full = f"the disk is full; {stored}: make room and give the same command again"
             return OSError(errno.ENOSPC, full, self.location)
@@ -249,7 +259,7 @@ def begun(
     require(bool(sites), "a store needs at least one site")
     require(dtype in DTYPES, f"a store holds {', '.join(DTYPES)}, not {dtype}")
     for name in sites:
-        require(bool(name) and name not in (*OF_TOKENS, ".", ".."), f"a site cannot be called {name!r}")
+        require(bool(name) and name not in TAKEN, f"a site cannot be called {name!r}")
     row_bytes = max(sites.values()) * DTYPES[dtype].itemsize
     chunk_rows = chunk_rows_for(row_bytes)
     chunks = max(1, min(MOST_ROWS_OF_A_SHARD // chunk_rows, SHARD_BYTES // (chunk_rows * row_bytes)))
@@ -279,14 +289,16 @@ def writing(location: str | Path, empty: Manifest) -> Iterator[Writer]:
         if before is not None:
             manifest.require_same_origin(before, empty, location)
             require(not before.complete, f"{location} is complete already: it holds {before.rows:,} rows")
-        else:
-            _files(location).write(manifest.NAME, empty.write()).result()
         writer = Writer(location, before or empty)
         try:
+            if before is None:
+                writer.begin()
             yield writer
         finally:
             if writer.manifest.rows == 0:
-                _remove(location, empty)
+                # what was raised tells more than what could not be taken back
+                with suppress(Exception):
+                    _remove(location, empty)
 
 
 @contextmanager
@@ -299,7 +311,9 @@ def _locked(location: str) -> Iterator[None]:
 
     folder = Path(location)
     require(folder.is_dir() or not folder.exists(), f"{folder} is a file, not a folder")
-    stranger = folder.is_dir() and any(folder.iterdir()) and not is_store(folder)
+    # a kill while the first manifest is written leaves the file that becomes it
+    ours = {manifest.NAME, f"{manifest.NAME}.__lock"}
+    stranger = folder.is_dir() and any(folder.iterdir()) and not ours & set(os.listdir(folder))
     require(not stranger, f"{folder} is not empty and holds no store: give another folder")
     folder.mkdir(parents=True, exist_ok=True)
     handle = os.open(folder, os.O_RDONLY)
@@ -372,6 +386,8 @@ def _open(location: str, folder: str, found: Manifest, shape: tuple[int, ...], d
         "metadata": _metadata(found, shape, dtype),
         "assume_metadata": True,
         "fill_missing_data_reads": False,
+        # a chunk of zeros is otherwise left out, and a chunk that is left out counts as lost
+        "store_data_equal_to_fill_value": True,
     }
     return tensorstore.open(spec, context=_context()).result()
 
@@ -384,7 +400,7 @@ def _files(location: str) -> Any:
 
 def _kvstore(location: str, below: str = "") -> Any:
     if "://" in location:
-        return f"{location.rstrip('/')}/{below}"
+        return f"{location.rstrip('/')}/{quote(below)}"
     return {"driver": "file", "path": f"{Path(location).absolute()}/{below}"}
 
 

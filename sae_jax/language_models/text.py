@@ -136,13 +136,22 @@ def read_texts(
     return (text for texts in opened for text in texts)
 
 
+def size_of(sources: str | Path | Sequence[str | Path]) -> int | None:
+    """How many bytes of text files `read_texts` will read; None where datasets are among the sources."""
+    sources = [sources] if isinstance(sources, str | Path) else sources
+    paths = [Path(source) for source in sources]
+    if not all(path.exists() and not _is_saved_dataset(path) for path in paths):
+        return None
+    files = [file for path in paths for file in (_text_files(path) if path.is_dir() else [path])]
+    return sum(file.stat().st_size for file in files)
+
+
 def _opened(source: str | Path, column: str, split: str) -> Iterator[str]:
     path = Path(source)
     if path.is_file():
         return _file(path, column)
     if path.is_dir():
-        saved = any((path / name).is_file() for name in ("dataset_dict.json", "state.json"))
-        return _dataset(source, column, split) if saved else _folder(path, column)
+        return _dataset(source, column, split) if _is_saved_dataset(path) else _folder(path, column)
     text = str(source)
     looks_local = text.startswith(("/", ".", "~")) or text.count("/") > 1 or path.suffix in (".txt", ".jsonl")
     require(not looks_local, f"there is no file or folder {source}")
@@ -150,14 +159,16 @@ def _opened(source: str | Path, column: str, split: str) -> Iterator[str]:
 
 
 def _folder(folder: Path, column: str) -> Iterator[str]:
-    paths = text_files(folder)
+    paths = _text_files(folder)
     require(bool(paths), f"there are no text files in {folder}")
     return (text for path in paths for text in _file(path, column))
 
 
-def text_files(folder: Path) -> list[Path]:
-    """The files below a folder that `read_texts` reads, in its order."""
+def _is_saved_dataset(path: Path) -> bool:
+    return any((path / name).is_file() for name in ("dataset_dict.json", "state.json"))
 
+
+def _text_files(folder: Path) -> list[Path]:
     def visible(path: Path) -> bool:
         return not any(part.startswith(".") for part in path.relative_to(folder).parts)
 

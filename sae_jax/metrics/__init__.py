@@ -1,5 +1,9 @@
-"""What an SAE does to data, and what it finds of features that are known; each figure by one definition."""
+"""What an SAE does to data and to a language model, and what it finds of features that are known.
 
+Each figure has one definition.
+"""
+
+from sae_jax.metrics.downstream import downstream, mean_activation
 from sae_jax.metrics.matching import cosines, mcc, mmcs, mmcs_learned, uniqueness
 from sae_jax.metrics.reconstruction import DENSITY_BINS, Sums, by_source, evaluate, measure, stream
 from sae_jax.metrics.recovery import recover, recovered_by
@@ -14,9 +18,11 @@ __all__ = [
     "by_source",
     "cosines",
     "dimensions_per_feature",
+    "downstream",
     "evaluate",
     "feature_dimensionality",
     "mcc",
+    "mean_activation",
     "measure",
     "mmcs",
     "mmcs_learned",
