@@ -499,7 +499,8 @@ def test_architectures_side_by_side_and_what_eval_needs_of_a_transcoder(place):
     member = "across/members/000"
     wrong = sae("eval", member, "acts.npy", cwd=place)
     assert wrong.returncode == 2
-    assert wrong.stderr.strip() == f"sae-jax: {member} is a transcoder: give --target FILE"
+    said = f"{member} is a transcoder: give --target FILE, or of a store --target-site NAME"
+    assert wrong.stderr.strip() == f"sae-jax: {said}"
     right = sae("eval", member, "acts.npy", "--target", "after.npy", "--json", cwd=place)
     table = (place / "across" / "metrics.csv").read_text().splitlines()
     mse = float(table[1].split(",")[table[0].split(",").index("mse")])

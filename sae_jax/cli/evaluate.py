@@ -16,8 +16,8 @@ from rich.progress import track
 from rich.table import Table
 
 from sae_jax.base import require
-from sae_jax.cli.jobs import world
-from sae_jax.data import as_float32, in_memory, read_array
+from sae_jax.cli.jobs import is_streamed, streamed, world
+from sae_jax.data import as_float32, in_memory, read_array, stored
 from sae_jax.language_models import Contexts, contexts, read_texts, torch_hooks
 from sae_jax.metrics import by_source, downstream, evaluate, mean_activation
 from sae_jax.metrics.recovery import recover
@@ -33,9 +33,9 @@ class Eval:
     sae: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="SAE")]
     """A folder in the SAELens layout, or a .pt file of the seed's module."""
     data: Annotated[
-        tyro.conf.Positional[Path | None], tyro.conf.arg(metavar="DATA", help_behavior_hint="")
+        tyro.conf.Positional[str | None], tyro.conf.arg(metavar="DATA", help_behavior_hint="")
     ] = None
-    """A .npy, .npz or .safetensors array [n, d_in]."""
+    """A .npy, .npz or .safetensors array [n, d_in], or a store: a folder or URL."""
     world: Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="")] = None
     """In place of DATA a world, whose features are then held against the SAE's; see sae-jax sweep."""
     world_args: tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]] = ()
@@ -44,6 +44,10 @@ class Eval:
     """Of a transcoder: the rows [n, d_out] that it is to give."""
     array: str | None = None
     """Which array of the file, where it holds several."""
+    site: Annotated[str | None, tyro.conf.arg(metavar="NAMES", help_behavior_hint="")] = None
+    """Which site of a store; of a crosscoder all its sites, with commas between."""
+    target_site: Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="")] = None
+    """Of a transcoder: the site of the same store that it is to give."""
     model: Annotated[str | None, tyro.conf.arg(metavar="MODEL", help_behavior_hint="")] = None
     """Beside DATA or in place of it a Hugging Face model, by folder or hub name: what it still predicts with
     the SAE's reconstruction in place of its own activations."""
@@ -74,10 +78,12 @@ def run(options: Eval) -> int:
     for name, of, place in (
         ("array", options.data, "DATA"),
         ("target", options.data, "DATA"),
+        ("site", options.data, "DATA"),
+        ("target_site", options.data, "DATA"),
         ("hook", options.model, "--model PATH"),
         ("text", options.model, "--model PATH"),
     ):
-        require(not getattr(options, name) or of is not None, f"--{name} is for {place}")
+        require(not getattr(options, name) or of is not None, f"--{name.replace('_', '-')} is for {place}")
     found, places = {}, []
     for given, measure in ((options.data, _on_data), (options.world, _in_world), (options.model, _in_model)):
         if given is not None:
@@ -89,12 +95,19 @@ def run(options: Eval) -> int:
 
 def _on_data(options: Eval, trained: TrainedSAE) -> tuple[dict[str, np.ndarray], str]:
     """What the SAE makes of the rows of a file."""
-    data = Path(str(options.data))
-    x = read_array(data, options.array)
-    y = None if options.target is None else read_array(options.target)
-    _require_fit(options, trained.sae.config, x, y)
-    y = None if y is None else as_float32(y, str(options.target))
-    source = in_memory(as_float32(x, str(data)), options.batch_size, y=y)
+    data = str(options.data)
+    if is_streamed(data):
+        x, y = streamed(options)
+        _require_fit(options, trained.sae.config, x.shape, None if y is None else y.shape)
+        source = stored(x, options.batch_size, y=y)
+    else:
+        for name in ("site", "target_site"):
+            require(getattr(options, name) is None, f"--{name.replace('_', '-')} is for a store")
+        x = read_array(data, options.array)
+        y = None if options.target is None else read_array(options.target)
+        _require_fit(options, trained.sae.config, x.shape, None if y is None else y.shape)
+        y = None if y is None else as_float32(y, str(options.target))
+        source = in_memory(as_float32(x, data), options.batch_size, y=y)
     found = evaluate(trained.sae, trained.params, source.evaluation(len(x)))
     if "sources" in trained.sae.config:
         found |= by_source(trained.sae, trained.params, source.evaluation(len(x)))
@@ -164,20 +177,22 @@ def _tell(options: Eval, found: dict[str, np.ndarray], on: str) -> int:
     return 0
 
 
-def _require_fit(options: Eval, config: dict[str, Any], x: np.ndarray, y: np.ndarray | None) -> None:
-    """The rows are what this SAE reads, and the targets, of a transcoder, what it gives."""
+def _require_fit(
+    options: Eval, config: dict[str, Any], x: tuple[int, ...], y: tuple[int, ...] | None
+) -> None:
+    """Rows of these shapes are what this SAE reads, and, of a transcoder, what it gives."""
     name, d_in, d_out = options.sae, config["d_in"], config.get("d_out")
-    found = f"{options.data} has {x.shape[-1]}"
-    require(x.shape[-1] == d_in, f"{name} reads {d_in} columns, but {found}")
+    require(x[-1] == d_in, f"{name} reads {d_in} columns, but {options.data} has {x[-1]}")
     rows = [config["sources"], d_in] if "sources" in config else [d_in]
-    shape = list(x.shape[1:])
-    require(shape == rows, f"{name} reads rows of {rows}, but {options.data} has rows of {shape}")
+    require(list(x[1:]) == rows, f"{name} reads rows of {rows}, but {options.data} has rows of {list(x[1:])}")
     if d_out is None:
-        require(y is None, f"{name} is no transcoder, so it takes no --target")
+        require(y is None, f"{name} is no transcoder, so it takes no target")
     else:
-        require(y is not None, f"{name} is a transcoder: give --target FILE")
-        width = 0 if y is None else y.shape[-1]
-        require(width == d_out, f"{name} gives {d_out} columns, but {options.target} has {width}")
+        require(
+            y is not None, f"{name} is a transcoder: give --target FILE, or of a store --target-site NAME"
+        )
+        width, target = 0 if y is None else y[-1], options.target or options.target_site
+        require(width == d_out, f"{name} gives {d_out} columns, but {target} has {width}")
 
 
 def _plain(value: np.ndarray):

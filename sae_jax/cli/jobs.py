@@ -16,6 +16,7 @@ from sae_jax import normalise, synthetic
 from sae_jax.architectures import convention, find
 from sae_jax.base import SAE, require
 from sae_jax.data import (
+    Rows,
     Source,
     as_float32,
     in_memory,
@@ -165,10 +166,21 @@ def _rows_in_memory(options: Any) -> tuple[Source, Any, Any]:
     if options.data is not None:
         x = as_float32(read_array(options.data, options.array), options.data)
     y = None if options.target is None else as_float32(read_array(options.target), str(options.target))
-    return in_memory(x, options.batch_size or ROWS_PER_STEP, options.data_seed, y=y), x, y
+    return in_memory(x, _rows_per_step(options), options.data_seed, y=y), x, y
 
 
 def _streamed_rows(options: Any) -> tuple[Source, Any, Any]:
+    x, y = streamed(options)
+    window = {} if options.window_rows is None else {"window_rows": options.window_rows}
+    return stored(x, _rows_per_step(options), options.data_seed, y=y, **window), x, y
+
+
+def _rows_per_step(options: Any) -> int:
+    return ROWS_PER_STEP if options.batch_size is None else options.batch_size
+
+
+def streamed(options: Any) -> tuple[Rows, Rows | None]:
+    """The rows that DATA, a store or a file, gives as they are asked for, and the targets of a transcoder."""
     if is_store(options.data):
         require(options.array is None, "a store holds sites: --site NAME in place of --array")
         require(options.target is None, "a store's targets are a site of it: --target-site NAME")
@@ -176,12 +188,9 @@ def _streamed_rows(options: Any) -> tuple[Source, Any, Any]:
         names = [None] if options.site is None else options.site.split(",")
         several = [store.site(name) for name in names]
         x = several[0] if len(several) == 1 else side_by_side(several)
-        y = None if options.target_site is None else store.site(options.target_site)
-    else:
-        x = open_rows(options.data, options.array)
-        y = None if options.target is None else open_rows(options.target)
-    window = {} if options.window_rows is None else {"window_rows": options.window_rows}
-    return stored(x, options.batch_size or ROWS_PER_STEP, options.data_seed, y=y, **window), x, y
+        return x, None if options.target_site is None else store.site(options.target_site)
+    x = open_rows(options.data, options.array)
+    return x, None if options.target is None else open_rows(options.target)
 
 
 def is_streamed(data: str) -> bool:
@@ -190,9 +199,9 @@ def is_streamed(data: str) -> bool:
 
 
 def _world_rows(options: Any) -> Given:
-    for name in ("data", "array", "target", "normalise", "site", "target_site", "window_rows"):
+    for name in ("data", "array", "target", "normalise", "site", "target_site", "window_rows", "stream"):
         word = name.upper() if name == "data" else f"--{name.replace('_', '-')}"
-        require(getattr(options, name) is None, f"--world makes its own data: leave out {word}")
+        require(not getattr(options, name), f"--world makes its own data: leave out {word}")
     rows = {} if options.batch_size is None else {"batch_size": options.batch_size}
     found = world(options.world, itertools.chain(*options.world_args), data_seed=options.data_seed, **rows)
     features, d_in = found.directions.shape

@@ -222,8 +222,10 @@ class Writer:
             .write(_bits(part))
             for folder, part in new.items() if len(part)
         ]  # fmt: skip
-        for write in writes:
-            write.result()
+        # all come to an end before a failure is told: one that went on would bring back what is removed
+        for failure in [write.exception() for write in writes]:
+            if failure is not None:
+                raise failure
         for folder, (shape, dtype) in arrays_of(after).items():
             described = _metadata(after, shape, dtype) | {"attributes": {"dtype": dtype.name}}
             files.write(f"{folder}/zarr.json", json.dumps(described).encode()).result()
@@ -259,7 +261,8 @@ def begun(
     require(bool(sites), "a store needs at least one site")
     require(dtype in DTYPES, f"a store holds {', '.join(DTYPES)}, not {dtype}")
     for name in sites:
-        require(bool(name) and name not in TAKEN, f"a site cannot be called {name!r}")
+        fits = bool(name) and name not in TAKEN and len(folder_of(name)) <= 255
+        require(fits, f"a site cannot be called {name!r}")
     row_bytes = max(sites.values()) * DTYPES[dtype].itemsize
     chunk_rows = chunk_rows_for(row_bytes)
     chunks = max(1, min(MOST_ROWS_OF_A_SHARD // chunk_rows, SHARD_BYTES // (chunk_rows * row_bytes)))

@@ -143,14 +143,21 @@ def by_source(sae: SAE, params: Params, batches: Iterable[Batch]) -> dict[str, n
     Example:
       >>> by_source(sae, state.params, source.evaluation(65_536))["explained_variance_by_source"]
     """
-    seen = [(np.asarray(_reconstruct(sae, params, batch.x), np.float64), np.asarray(batch.y, np.float64))
-            for batch in batches]  # fmt: skip
-    x_hat, y = (np.concatenate(each) for each in zip(*seen, strict=True))
-    error = np.square(x_hat - y).sum(axis=-1).mean(axis=0)
-    variance = np.square(y - y.mean(axis=0)).sum(axis=-1).mean(axis=0)
+    rows, error, centred, square, centre = 0, 0.0, 0.0, 0.0, None
+    for batch in batches:
+        x_hat = np.asarray(_reconstruct(sae, params, batch.x), np.float64)
+        y = np.asarray(batch.y, np.float64)
+        centre = y.mean(axis=0) if centre is None else centre
+        rows += len(y)
+        error = error + np.square(x_hat - y).sum(axis=(0, -1))
+        centred = centred + (y - centre).sum(axis=0)
+        square = square + np.square(y - centre).sum(axis=(0, -1))
+    if centre is None:
+        raise InputError("there is no data to measure on")
+    variance = square / rows - np.square(centred / rows).sum(axis=-1)
     return {
-        "mse_by_source": error / y.shape[-1],
-        "explained_variance_by_source": 1 - error / np.where(variance > 0, variance, np.nan),
+        "mse_by_source": error / rows / centre.shape[-1],
+        "explained_variance_by_source": 1 - error / rows / np.where(variance > 0, variance, np.nan),
     }
 
 
