@@ -39,9 +39,7 @@ def small_shards(monkeypatch):
 
 def files(folder):
     """The bytes of every file below."""
-    return {
-        str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()
-    }
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 # What is stored

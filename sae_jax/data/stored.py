@@ -99,8 +99,9 @@ class Stored:
             for count, columns in self._blocks(start, steps):
                 with jax.enable_x64(exact):
                     x, y = [*map(jax.device_put, columns), None][:2]
-                    yield Block(x, y, jnp.int32(first)), min(first + count, steps)
+                    block = Block(x, y, jnp.int32(first))
                 first += count
+                yield block, min(first, steps)
 
         return read_ahead(blocks(), BLOCKS_AHEAD)
 
@@ -108,19 +109,10 @@ class Stored:
         """About `rows` rows in stretches spread evenly, each row at most once."""
         size = self.x.chunk_rows
         chunks, wanted = -(-len(self.x) // size), -(-min(rows, len(self.x)) // size)
-        waiting: list[list[np.ndarray]] = [[] for _ in self._columns]
-        for number, chunk in enumerate(np.unique(np.linspace(0, chunks - 1, wanted).astype(int)).tolist()):
-            stop = min((chunk + 1) * size, len(self.x))
-            for parts, column in zip(waiting, self._columns, strict=True):
-                parts.append(column.read(chunk * size, stop))
-            if number == wanted - 1 or sum(map(len, waiting[0])) >= max(self.batch_size, size):
-                whole = [np.concatenate(parts) for parts in waiting]
-                full = number < wanted - 1
-                end = len(whole[0]) // self.batch_size * self.batch_size if full else len(whole[0])
-                for begin in range(0, end, self.batch_size):
-                    yield as_batch(*(jnp.asarray(each[begin : begin + self.batch_size][: end - begin])
-                                     for each in whole))  # fmt: skip
-                waiting = [[each[end:]] for each in whole]
+        spread = np.unique(np.linspace(0, chunks - 1, wanted).astype(int)) * size
+        stretches = ((start, min(start + size, len(self.x))) for start in spread.tolist())
+        pieces = ([rows.read(*stretch) for rows in self._columns] for stretch in stretches)
+        return (as_batch(*map(jnp.asarray, each)) for each in rebatched(pieces, self.batch_size))
 
     @property
     def _columns(self) -> list[Rows]:
@@ -240,6 +232,19 @@ def gather(rows: Rows, wanted: Int64[np.ndarray, "n"], out: np.ndarray, pool: Th
         out[where] = found if len(where) == len(found) else found[wanted[where] - start]
 
     list(pool.map(read, numbers.tolist(), np.split(places, begins[1:])))
+
+
+def rebatched(pieces: Iterator[list[np.ndarray]], size: int) -> Iterator[list[np.ndarray]]:
+    """Columns that come in pieces of any length, in pieces of `size` rows and a last one of what is left."""
+    over: list[np.ndarray] = []
+    for piece in pieces:
+        whole = [np.concatenate(parts) for parts in zip(over, piece, strict=True)] if over else piece
+        end = len(whole[0]) // size * size
+        for begin in range(0, end, size):
+            yield [column[begin : begin + size] for column in whole]
+        over = [column[end:] for column in whole]
+    if over and len(over[0]):
+        yield over
 
 
 def read_ahead(items: Iterator[Item], depth: int) -> Iterator[Item]:

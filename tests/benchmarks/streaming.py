@@ -84,7 +84,9 @@ def stream(source: sae_jax.data.Stored, count: int, rounds: int) -> None:
     print(f"streamed: {told} GB/s, median {statistics.median(speeds):.2f}; peak memory {peak:.2f} GB")
 
 
-def sweep(source: sae_jax.data.Stored, in_memory: sae_jax.data.InMemory, members: int, steps: int, rounds: int):
+def sweep(
+    source: sae_jax.data.Stored, in_memory: sae_jax.data.InMemory, members: int, steps: int, rounds: int
+):
     """Steps/s of the same sweep from either, in turn."""
     optimizer = optax.adam(1e-3)
 
