@@ -1,5 +1,6 @@
 """`sae-jax harvest`: a model's activations to a store."""
 
+import errno
 import importlib
 import json
 import os
@@ -124,6 +125,9 @@ def run(options: Harvest) -> int:
             console.print(f"stopped; go on with: {shlex.join(['sae-jax', *sys.argv[1:]])}",
                           highlight=False, soft_wrap=True)  # fmt: skip
             return signals.exit_status
+        except OSError as error:
+            full = error.errno == errno.ENOSPC and error.filename == out
+            raise InputError(f"{out}: {error.strerror}") if full else error from None
     _tell(options, console, store, time.monotonic() - began)
     return 0
 
