@@ -74,7 +74,7 @@ def harvest(
     found = _captured(activations, contexts)
     first = next(found, None)
     if first is None:
-        raise InputError("there is nothing to harvest: there are no contexts")
+        raise InputError("there is nothing to harvest: what the model is to read does not fill a context")
     widths = {name: value.shape[-1] for name, value in first.values().items()}
     told = {
         **(about or {}),

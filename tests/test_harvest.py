@@ -203,7 +203,7 @@ def contexts_of(tokens, kept=None):
 @pytest.mark.parametrize(
     ("model", "contexts", "options", "sentence"),
     [
-        (activations, [], {}, "there are no contexts"),
+        (activations, [], {}, "does not fill a context"),
         (activations, contexts_of(TOKENS, TOKENS < 0), {}, "no rows are left"),
         (lambda tokens: {}, contexts_of(TOKENS), {}, "no site"),
         (lambda tokens: {"a": np.ones(3)}, contexts_of(TOKENS), {}, r"must give \[batch, context, d_in\]"),
