@@ -208,7 +208,7 @@ def contexts_of(tokens, kept=None):
         (lambda tokens: {}, contexts_of(TOKENS), {}, "no site"),
         (lambda tokens: {"a": np.ones(3)}, contexts_of(TOKENS), {}, r"must give \[batch, context, d_in\]"),
         (lambda tokens: {"tokens": TABLE[tokens]}, contexts_of(TOKENS), {}, "cannot be called 'tokens'"),
-        (lambda tokens: {"a": TABLE[tokens] * np.nan}, contexts_of(TOKENS), {}, "NaN or infinity, first in row 0"),
+        (lambda tokens: {"a": TABLE[tokens] * np.nan}, contexts_of(TOKENS), {}, "first in row 0"),
         (lambda tokens: {"a": TABLE[tokens] * 1e6}, contexts_of(TOKENS), {"dtype": "float16"}, "as float16"),
         (activations, contexts_of(TOKENS), {"dtype": "int8"}, "not int8"),
         (activations, contexts_of(TOKENS), {"rows": 0}, "rows must be at least 1"),

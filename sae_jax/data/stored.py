@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jaxtyping import Array, Float, Int, Int64, Shaped
+from jaxtyping import Array, Int, Int64, Shaped
 
 from sae_jax.base import Batch, require
 from sae_jax.data.order import Order
@@ -34,23 +34,27 @@ Item = TypeVar("Item")
 class Block:
     """The batches of some consecutive steps, on the device."""
 
-    x: Float[Array, "steps batch *d_in"]
-    y: Float[Array, "steps batch *d_out"] | None
+    columns: tuple[Shaped[Array, "steps batch *_"], ...]
+    """x and, if there are targets, y. Half precisions as uint16: to slice bfloat16, XLA's CPU compiler would
+    widen a whole block each time."""
     first: Int[Array, ""]
     """The step of the first batch."""
+    dtypes: tuple[np.dtype, ...] = struct.field(pytree_node=False)
+    """Of the rows themselves."""
 
     @property
     def batch_size(self) -> int:
         """Rows per step."""
-        return self.x.shape[1]
+        return self.columns[0].shape[1]
 
     def batch(self, i: Int[Array, ""]) -> Batch:
         """The batch of step `i`."""
-        return as_batch(self.x[i - self.first], None if self.y is None else self.y[i - self.first])
+        columns = zip(self.columns, self.dtypes, strict=True)
+        return as_batch(*(_as(column[i - self.first], dtype) for column, dtype in columns))
 
     def evaluation(self, rows: int) -> Iterator[Batch]:
         """The block's own batches."""
-        yield from (self.batch(self.first + jnp.int32(i)) for i in range(len(self.x)))
+        yield from (self.batch(self.first + jnp.int32(i)) for i in range(len(self.columns[0])))
 
 
 @struct.dataclass
@@ -98,8 +102,8 @@ class Stored:
             first = start
             for count, columns in self._blocks(start, steps):
                 with jax.enable_x64(exact):
-                    x, y = [*map(jax.device_put, columns), None][:2]
-                    block = Block(x, y, jnp.int32(first))
+                    held = tuple(jax.device_put(_bits(column)) for column in columns)
+                    block = Block(held, jnp.int32(first), tuple(rows.dtype for rows in self._columns))
                 first += count
                 yield block, min(first, steps)
 
@@ -257,6 +261,14 @@ def read_ahead(items: Iterator[Item], depth: int) -> Iterator[Item]:
             yield item
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _bits(array: np.ndarray) -> np.ndarray:
+    return array.view(np.uint16) if array.dtype.itemsize == 2 else array
+
+
+def _as(array: Array, dtype: np.dtype) -> Array:
+    return jax.lax.bitcast_convert_type(array, dtype) if dtype.itemsize == 2 else array
 
 
 def as_batch(x: Array, y: Array | None = None) -> Batch:

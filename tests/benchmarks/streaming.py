@@ -77,7 +77,7 @@ def stream(source: sae_jax.data.Stored, count: int, rounds: int) -> None:
     for _ in range(rounds):
         began = time.perf_counter()
         for block, _stop in stages(source, 0, steps):
-            jax.block_until_ready(block.x)
+            jax.block_until_ready(block.columns)
         speeds.append(gigabytes(steps * BATCH) / (time.perf_counter() - began))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     told = ", ".join(f"{speed:.2f}" for speed in speeds)
