@@ -55,7 +55,8 @@ def main() -> None:
             orders[f"window of {window * site.chunk_rows:,}"] = order.rows_of(0, n)
     orders["all shuffled"] = np.random.default_rng(0).permutation(n)
     print(
-        f"{n:,} rows of {site.label}, chunks of {site.chunk_rows}, {context[-1]:,} contexts, batches of {size}"
+        f"{n:,} rows of {site.label}, chunks of {site.chunk_rows}, {context[-1]:,} contexts, "
+        f"batches of {size}"
     )
     print(f"{'order':>20} {'together':>9} {'spread':>7}")
     for name, rows in orders.items():
