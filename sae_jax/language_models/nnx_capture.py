@@ -64,8 +64,8 @@ def capture(
       names: of sites.
 
     Returns:
-      `tokens [batch, context] -> {name: [batch, context, width]}` in the sites' own dtypes; axes beyond the
-      context are flattened.
+      A function of tokens [batch, context] that gives by name [batch, context, width] in the sites' own
+      dtypes; axes beyond the context are flattened.
 
     Raises:
       InputError: no sites; when called, one that does not exist or gives another shape.

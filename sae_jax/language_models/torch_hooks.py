@@ -132,8 +132,8 @@ def capture(
       names: of modules, each perhaps with `:input` behind.
 
     Returns:
-      `tokens [batch, context] -> {name: [batch, context, width]}` in the sites' own dtypes, to the bit what
-      the model computes; axes beyond the context are flattened.
+      A function of tokens [batch, context] that gives by name [batch, context, width] in the sites' own
+      dtypes, to the bit what the model computes; axes beyond the context are flattened.
 
     Raises:
       InputError: no such module, or training mode. When called: tokens beyond the vocabulary, contexts
