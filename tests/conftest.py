@@ -1,6 +1,8 @@
 """Strictness and what many tests share. Loaded before any test imports the package."""
 
 import importlib.util
+import shutil
+import subprocess
 from pathlib import Path
 
 import jax
@@ -91,3 +93,21 @@ def torch():
 def package() -> Path:
     """The folder of the package under test."""
     return Path(importlib.util.find_spec("sae_jax").origin).parent
+
+
+@pytest.fixture
+def small_disk(tmp_path, request):
+    """A file system of so many kB, 200 unless a test asks for others by `indirect`."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    size = f"size={getattr(request, 'param', 200)}k"
+    mounted = (
+        shutil.which("mount")
+        and not subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", size, "tmpfs", disk], capture_output=True, check=False
+        ).returncode
+    )
+    if not mounted:
+        pytest.skip("a small file system cannot be mounted here")
+    yield disk
+    subprocess.run(["umount", "-l", disk], check=True)

@@ -3,7 +3,6 @@
 import csv
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -366,23 +365,6 @@ def test_a_signal_while_the_folder_is_written_waits(tmp_path):
     told = running.communicate(timeout=60)[1]
     assert running.returncode == 0, told
     assert {path.name for path in (tmp_path / "r").iterdir()} == FILES
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 200 kB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = (
-        shutil.which("mount")
-        and not subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", disk], capture_output=True, check=False
-        ).returncode
-    )
-    if not mounted:
-        pytest.skip("a small file system cannot be mounted here")
-    yield disk
-    subprocess.run(["umount", "-l", disk], check=True)
 
 
 def test_a_full_disk_leaves_nothing_half_written(small_disk):

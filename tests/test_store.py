@@ -433,23 +433,7 @@ def test_an_empty_store_leaves_nothing(tmp_path):
 # A full disk
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 1 MB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = (
-        shutil.which("mount")
-        and not subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], capture_output=True, check=False
-        ).returncode
-    )
-    if not mounted:
-        pytest.skip("a small file system cannot be mounted here")
-    yield disk
-    subprocess.run(["umount", "-l", disk], check=True)
-
-
+@pytest.mark.parametrize("small_disk", [1024], indirect=True)
 def test_a_full_disk_keeps_what_is_stored_and_goes_on(small_disk, tmp_path):
     data = columns(3000)
     begun_as = empty(chunk=64, shard=128)
@@ -471,6 +455,7 @@ def test_a_full_disk_keeps_what_is_stored_and_goes_on(small_disk, tmp_path):
     assert files(small_disk / "s") == files(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("small_disk", [1024], indirect=True)
 def test_a_disk_that_is_full_before_the_first_row(small_disk):
     (small_disk / "filler").write_bytes(bytes(1_044_000))
     with pytest.raises(OSError, match="the disk is full; nothing is stored yet") as full:

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from safetensors import safe_open
 
 from sae_jax.base import InputError, require
+from sae_jax.data.rows import chosen
 
 ROWS_AT_A_TIME = 65_536
 SUFFIXES = (".npy", ".npz", ".safetensors")
@@ -72,25 +73,12 @@ def _read(path: Path, name: str | None) -> np.ndarray:
         archive = np.load(path, allow_pickle=False)
         require(not isinstance(archive, np.ndarray), f"{path} holds a single array: rename it to .npy")
         with archive:
-            chosen = _choose(path, list(archive.files), name)
-            array = archive[chosen]
-        require(isinstance(array, np.ndarray), f"{path}: {chosen} is not an array")
+            name = chosen(path, list(archive.files), name)
+            array = archive[name]
+        require(isinstance(array, np.ndarray), f"{path}: {name} is not an array")
         return array
     with safe_open(path, framework="numpy") as tensors:
-        return tensors.get_tensor(_choose(path, list(tensors.keys()), name))
-
-
-def _choose(path: Path, names: list[str], name: str | None) -> str:
-    require(bool(names), f"{path} holds no arrays")
-    listed = ", ".join(sorted(names))
-    if name is None:
-        require(
-            len(names) == 1,
-            f"{path} holds several arrays ({listed}): name one of them (--array NAME on the command line)",
-        )
-        return names[0]
-    require(name in names, f"{path} has no array {name!r}; it holds {listed}")
-    return name
+        return tensors.get_tensor(chosen(path, list(tensors.keys()), name))
 
 
 def checked(array: np.ndarray, label: str) -> Float[np.ndarray, "n *d"]:
