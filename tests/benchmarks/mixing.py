@@ -49,7 +49,7 @@ def main() -> None:
     positions = store.positions.read(0, n)
     context = np.cumsum(np.r_[True, positions[1:] <= positions[:-1]])
     orders = {"in order": np.arange(n)}
-    for window in (1, 4, 16, 64, 256):
+    for window in (1, 4, 16, 32, 64, 256):
         order = Order(n, site.chunk_rows, window, size, 0)
         if window * site.chunk_rows < n:
             orders[f"window of {window * site.chunk_rows:,}"] = order.rows_of(0, n)
