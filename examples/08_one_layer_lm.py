@@ -2,13 +2,14 @@
 
     python examples/08_one_layer_lm.py [--out runs/lm] [--quick]
 
-Seventeen and a half minutes on two CPU cores; `--quick` is the same in less than a minute, and too small to
-show anything. The model of "Towards Monosemanticity" (a residual stream of 128, an MLP of 512 ReLU neurons)
-is trained on the source of Python's standard library, in tokens made from it, and held against a 5-gram model.
-A million of its MLP's activations go to a store, and from there SAEs of 512 to 4,096 features are trained,
-TopK over k and the recipe of that paper over its l1. Prints of each its L0, explained variance, dead
-features and how much of the MLP's part in the loss it recovers, all on text that nothing was trained on.
-Writes `frontier.png`, and `features.md` with the contexts in which features are strongest.
+Seventeen and a half minutes on two CPU cores; `--quick` is the same in less than a minute, and too small
+to show anything. The model of "Towards Monosemanticity" (a residual stream of 128, an MLP of 512 ReLU
+neurons) is trained on the source of Python's standard library, in tokens made from it, and held against
+a 5-gram model. A million of its MLP's activations go to a store, and from there SAEs of 512 to 4,096
+features are trained, TopK over k and the recipe of that paper over its l1. Prints of each its L0,
+explained variance, dead features and how much of the MLP's part in the loss it recovers, all on text
+that nothing was trained on. Writes `frontier.png`, and `features.md` with the contexts in which features
+are strongest.
 
 What is finished is kept in `--out`, and a second call goes on from there.
 """
