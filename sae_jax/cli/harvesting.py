@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -170,11 +171,6 @@ def _model(options: Harvest) -> Model:
     if options.quiet or not sys.stderr.isatty():
         _silence_loading()
     model = torch_hooks.load(options.model, revision=options.revision, device=options.device)
-
-    def capture(names: tuple[str, ...]) -> Activations:
-        require(len(names) > 0, "name a site: --hook NAME (--list-hooks tells which there are)")
-        return torch_hooks.capture(model, names)
-
     about = {
         "model": options.model,
         "revision": getattr(model.config, "_commit_hash", None) or options.revision,
@@ -182,7 +178,17 @@ def _model(options: Harvest) -> Model:
         # weights as they are: no layer norm folded, nothing centred
         "weight_processing": "none",
     }
-    return Model(lambda: torch_hooks.sites(model), capture, about)
+    return Model(partial(torch_hooks.sites, model), _named(partial(torch_hooks.capture, model)), about)
+
+
+def _named(capture: Callable[[tuple[str, ...]], Activations]) -> Callable[[tuple[str, ...]], Activations]:
+    """A capture that asks for at least one name."""
+
+    def named(names: tuple[str, ...]) -> Activations:
+        require(len(names) > 0, "name a site: --hook NAME (--list-hooks tells which there are)")
+        return capture(names)
+
+    return named
 
 
 def _silence_loading() -> None:
@@ -196,12 +202,7 @@ def _silence_loading() -> None:
 def _of_python(label: str, found: Any) -> Model:
     about = {"model": label, "model_class": type(found).__name__, "weight_processing": "none"}
     if isinstance(found, nnx.Module):
-
-        def capture(names: tuple[str, ...]) -> Activations:
-            require(len(names) > 0, "name a site: --hook NAME (--list-hooks tells which there are)")
-            return nnx_capture.capture(found, names)
-
-        return Model(lambda: nnx_capture.sites(found), capture, about)
+        return Model(partial(nnx_capture.sites, found), _named(partial(nnx_capture.capture, found)), about)
     require(callable(found), f"{label} is a {type(found).__name__}, neither an nnx model nor a function")
 
     def sites() -> tuple[Site, ...]:
