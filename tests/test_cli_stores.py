@@ -15,6 +15,7 @@ import pytest
 import sae_jax
 from sae_jax import harvest
 from sae_jax.cli import main
+from sae_jax.data import store
 from sae_jax.language_models import from_tokens
 
 MODEL = """
@@ -66,6 +67,7 @@ def place(tmp_path_factory):
 def inside(place, monkeypatch):
     monkeypatch.chdir(place)
     monkeypatch.delitem(sys.modules, "mine", raising=False)
+    monkeypatch.setattr(store, "RETRIES", 0)
 
 
 FEW = ["--d-sae", 24, "--batch-size", 64, "--steps", 30, "--quiet"]

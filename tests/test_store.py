@@ -246,7 +246,7 @@ def read_directly(location) -> list[bytes]:
 def streamed(location, site) -> list[bytes]:
     """The batches of an epoch."""
     source = stored(open_store(location).site(site), 500, 0, window_rows=600)
-    blocks = [(np.asarray(block.x), stop - int(block.first)) for block, stop in stages(source, 0, 4)]
+    blocks = [(np.asarray(block.columns[0]), stop - int(block.first)) for block, stop in stages(source, 0, 4)]
     return [x[:count].tobytes() for x, count in blocks]
 
 
@@ -600,7 +600,7 @@ def test_a_store_is_read_through_http(served, tmp_path):
         for (ours, stop), (theirs, same) in zip(stages(far, 0, 9), stages(near, 0, 9), strict=True):
             assert stop == same
             count = stop - int(ours.first)
-            np.testing.assert_array_equal(ours.x[:count], theirs.x[:count])
+            np.testing.assert_array_equal(ours.columns[0][:count], theirs.columns[0][:count])
 
 
 def test_what_is_wrong_behind_http_is_told(served, tmp_path, monkeypatch):
@@ -659,7 +659,7 @@ for location in sys.argv[1:]:
     x = open_store(location).site()
     steps = len(x) // 1024
     for block, stop in stages(stored(x, 1024, window_rows=8192), 0, steps):
-        block.x.block_until_ready()
+        block.columns[0].block_until_ready()
     assert stop == steps
     print(len(x) * 512, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 """
