@@ -10,9 +10,9 @@ import numpy as np
 from jaxtyping import Int
 
 from sae_jax.base import InputError, require
-from sae_jax.data import store
+from sae_jax.data import writer as writers
 from sae_jax.data.manifest import Reached
-from sae_jax.data.store import Store
+from sae_jax.data.store import DTYPES, Store
 from sae_jax.language_models.text import Contexts
 from sae_jax.train import Stopped
 
@@ -81,9 +81,9 @@ def harvest(
         "context": first.tokens.shape[1],
         **({} if rows is None else {"most_rows": rows}),
     }
-    with store.writing(out, store.begun(widths, dtype=dtype, about=told)) as writer:
+    with writers.writing(out, writers.begun(widths, dtype=dtype, about=told)) as writer:
         before = writer.manifest.reached
-        row_bytes = sum(widths.values()) * store.DTYPES[dtype].itemsize
+        row_bytes = sum(widths.values()) * DTYPES[dtype].itemsize
         digest = hashlib.sha256()
         for number, batch in enumerate(_all(first, found)):
             digest.update(batch.tokens.tobytes() + batch.kept.tobytes())
@@ -140,7 +140,7 @@ def _all(first: _Batch, rest: Iterator[_Batch]) -> Iterator[_Batch]:
     yield from rest
 
 
-def _append(writer: store.Writer, batch: _Batch, reached: Reached, rows: int | None) -> None:
+def _append(writer: writers.Writer, batch: _Batch, reached: Reached, rows: int | None) -> None:
     """Hand over the kept rows of a batch that are not stored yet, at most as many as are wanted."""
     contexts, positions = np.nonzero(batch.kept)
     stop = len(contexts) if rows is None else reached.rows + rows - writer.rows

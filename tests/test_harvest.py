@@ -14,7 +14,7 @@ from flax import nnx
 import sae_jax
 from sae_jax import InputError, Stopped, harvest
 from sae_jax.data import open_store
-from sae_jax.data import store as stores
+from sae_jax.data import writer as writers
 from sae_jax.language_models import Contexts, from_tokens, nnx_capture
 
 VOCABULARY, WIDTH = 50, 8
@@ -33,8 +33,8 @@ def batches(special=(0, 1)):
 @pytest.fixture
 def small_shards(monkeypatch):
     """Shards of 1,024 rows, the least."""
-    monkeypatch.setattr(stores, "MOST_ROWS_OF_A_SHARD", 1024)
-    monkeypatch.setattr(stores, "chunk_rows_for", lambda row_bytes: 512)
+    monkeypatch.setattr(writers, "MOST_ROWS_OF_A_SHARD", 1024)
+    monkeypatch.setattr(writers, "chunk_rows_for", lambda row_bytes: 512)
 
 
 def files(folder):

@@ -27,7 +27,7 @@ from sae_jax import InputError
 from sae_jax.data import manifest, open_store, stages, stored
 from sae_jax.data import store as stores
 from sae_jax.data.manifest import Reached
-from sae_jax.data.store import begun, writing
+from sae_jax.data.writer import begun, writing
 
 WIDTHS = {"blocks.0.mlp": 24, "embed/out": 5}
 CHUNK, SHARD = 8, 32
@@ -469,7 +469,7 @@ def test_a_disk_that_is_full_before_the_first_row(small_disk):
 
 def test_a_second_process_is_refused(tmp_path):
     program = f"""
-from sae_jax.data.store import begun, writing
+from sae_jax.data.writer import begun, writing
 with writing({str(tmp_path / "s")!r}, begun({{"a": 3}})):
     pass
 """

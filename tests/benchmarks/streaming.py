@@ -21,8 +21,9 @@ import numpy as np
 import optax
 
 import sae_jax
-from sae_jax.data import stages, store
+from sae_jax.data import stages
 from sae_jax.data.manifest import Reached
+from sae_jax.data.writer import begun, writing
 
 D_IN, D_SAE, BATCH = 512, 4096, 1024
 AT_ONCE = 65_536
@@ -43,7 +44,7 @@ def stretches(count: int):
 def write(folder: Path, count: int) -> sae_jax.data.Store:
     """The store, with the time it took to write without that of making its rows."""
     seconds = 0.0
-    with store.writing(folder, store.begun({"site": D_IN})) as writer:
+    with writing(folder, begun({"site": D_IN})) as writer:
         for start, x in stretches(count):
             numbers = np.arange(start, start + len(x), dtype=np.int32)
             began = time.perf_counter()
