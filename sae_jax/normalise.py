@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -11,18 +10,14 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Float
 
-from sae_jax.architectures import find
 from sae_jax.base import SAE, Batch, InputError, Params, require
 from sae_jax.data import Source, stages
+from sae_jax.folds import fold_decoder_norms, inner, untied
+from sae_jax.layer_norm import LayerNorm, is_layer_normed, layer_normed
 
 Rows = Float[Array | np.ndarray, "n d"]
 
 ROWS_AT_A_TIME = 65_536
-LAYER_NORM_EPS = 1e-5
-"""Added to the standard deviation, not to the variance: SAELens's."""
-
-WRAPPERS = {"matryoshka": ("prefixes", "prefix_weights"), "transcoder": ("d_out", "skip")}
-"""Architectures around another one, and the arguments that they keep for themselves."""
 
 FOLDS = ("relu", "topk", "batch_topk", "jumprelu", "gated")
 """What a normalisation can be folded into, as it is or within a wrapper."""
@@ -56,23 +51,6 @@ class Affine(NamedTuple):
         widths = f"this normalisation is of {len(self.shift)} columns, got {rows.shape[-1]}"
         require(rows.shape[-1] == len(self.shift), widths)
 
-
-class LayerNorm(NamedTuple):
-    """`z = (x - mean) / (std + 1e-5)`, each row by its own mean and unbiased standard deviation.
-
-    Not affine, so it cannot be folded into weights; `layer_normed` carries it along instead.
-
-    Source: SAELens's `normalize_activations="layer_norm"`; Gao et al. 2024, appendix A.1, in another form.
-    """
-
-    def __call__(self, x: Float[Array | np.ndarray, "*batch d"]) -> Float[Array, "*batch d"]:
-        """Rows normalised."""
-        x = jnp.asarray(x)
-        mean, std = mean_and_std(x)
-        return (x - mean) / (std + LAYER_NORM_EPS)
-
-
-layer_norm = LayerNorm()
 
 Normalisation = Affine | LayerNorm
 
@@ -250,7 +228,7 @@ def fold(
     widths = (sae.config["d_in"], sae.config.get("d_out", sae.config["d_in"]))
     found = (len(normalisation.shift), len(target.shift))
     require(found == widths, f"the normalisations are of {found} columns, but the SAE's widths are {widths}")
-    sae, params = fold_decoder_norms(*_untied(sae, params))
+    sae, params = fold_decoder_norms(*untied(sae, params))
     kinds = {name: np.asarray(leaf).dtype for name, leaf in params.items()}
     weights = {name: np.asarray(leaf, np.float64) for name, leaf in params.items()}
     normalisation, target = (
@@ -275,114 +253,6 @@ def fold(
         folded["W_skip"] = _times(_times(matrix, weights["W_skip"]), target.inverse)
         folded["b_dec"] = folded["b_dec"] - shift @ folded["W_skip"]
     return sae, {**params, **{name: leaf.astype(kinds[name]) for name, leaf in folded.items()}}
-
-
-def fold_decoder_norms(sae: SAE, params: Params) -> tuple[SAE, Params]:
-    """A TopK or BatchTopK that rescales by decoder norms, as one that need not: its rows are of norm 1.
-
-        W_enc_i <- |W_dec_i| W_enc_i;   b_enc_i <- |W_dec_i| b_enc_i;   W_dec_i <- W_dec_i / |W_dec_i|
-
-    Features, which are in units of decoder rows, and reconstructions stay the same. A row of zeros stays.
-
-    Args:
-      sae: of any architecture; one that does not rescale comes back as it is.
-      params: its weights.
-
-    Source: SAELens, which saves such SAEs so.
-    """
-    if not inner(sae.config).get("rescale_acts_by_decoder_norm"):
-        return sae, params
-    weights = {name: np.asarray(params[name], np.float64) for name in ("W_enc", "b_enc", "W_dec")}
-    norms = np.linalg.norm(weights["W_dec"], axis=-1)
-    folded = {
-        "W_enc": weights["W_enc"] * norms,
-        "b_enc": weights["b_enc"] * norms,
-        "W_dec": weights["W_dec"] / np.where(norms > 0, norms, 1)[:, None],
-    }
-    kinds = {name: np.asarray(params[name]).dtype for name in folded}
-    params = {**params, **{name: leaf.astype(kinds[name]) for name, leaf in folded.items()}}
-    return _rebuilt(sae, rescale_acts_by_decoder_norm=False), params
-
-
-def layer_normed(sae: SAE) -> SAE:
-    """The same SAE around a layer norm: raw rows in, raw reconstructions out.
-
-        f     = encode((x - mean) / (std + 1e-5))
-        x_hat = decode(f) std + mean                 mean and std of each row of x
-
-    Args:
-      sae: one that was trained on `normalised(source, layer_norm)`, or is to be trained on raw rows.
-
-    Returns:
-      An `SAE`. `decode(params, f)`, without `x`, stays normalised; a transcoder's output, which is no row of
-      x, always does. The loss is taken between normalised rows, and of a transcoder against the target as
-      it is. `config` has the entry `normalize_activations`.
-
-    Raises:
-      InputError: an SAE that has a layer norm already, or of one column.
-
-    Source: SAELens's `normalize_activations="layer_norm"`; there too, 1e-5 is not added on the way back.
-    """
-    require(not is_layer_normed(sae), "this SAE normalises its input by layer norm already")
-    require(sae.config.get("d_in", 2) >= 2, "a layer norm needs at least two columns: one has no spread")
-    transcodes = "d_out" in sae.config
-
-    def encode(params, x):
-        return sae.encode(params, layer_norm(x))
-
-    def decode(params, f, x=None):
-        x_hat = sae.decode(params, f, None if x is None else layer_norm(x))
-        if x is None or transcodes:
-            return x_hat
-        mean, std = mean_and_std(jnp.asarray(x))
-        return x_hat * std + mean
-
-    def loss(params, batch, progress):
-        y = batch.y if transcodes else layer_norm(batch.y)
-        return sae.loss(params, Batch(layer_norm(batch.x), y), progress)
-
-    config = {**sae.config, "normalize_activations": "layer_norm"}
-    return replace(sae, encode=encode, decode=decode, loss=loss, config=config)
-
-
-def is_layer_normed(sae: SAE) -> bool:
-    """Whether `layer_normed` made it."""
-    return sae.config.get("normalize_activations", "none") == "layer_norm"
-
-
-def mean_and_std(x: Float[Array, "*batch d"]) -> tuple[Float[Array, "*batch 1"], Float[Array, "*batch 1"]]:
-    """Mean and unbiased standard deviation of each row."""
-    return x.mean(axis=-1, keepdims=True), x.std(axis=-1, ddof=1, keepdims=True)
-
-
-def inner(config: dict[str, Any]) -> dict[str, Any]:
-    """The `config` of the architecture that makes the features: what a Matryoshka or a transcoder is `of`.
-
-    Args:
-      config: of any SAE.
-    """
-    name = config.get("architecture")
-    if name not in WRAPPERS:
-        return config
-    left_out = ("architecture", "of", "normalize_activations", *WRAPPERS[name])
-    arguments = {key: value for key, value in config.items() if key not in left_out}
-    if name == "transcoder":
-        arguments["apply_b_dec_to_input"] = False
-    return inner(config["of"](**arguments).config)
-
-
-def _rebuilt(sae: SAE, **changes: Any) -> SAE:
-    """The same call with other arguments."""
-    arguments = {**sae.config, **changes}
-    arguments.pop("normalize_activations", None)
-    built = find(arguments.pop("architecture"))(**arguments)
-    return layer_normed(built) if is_layer_normed(sae) else built
-
-
-def _untied(sae: SAE, params: Params) -> tuple[SAE, Params]:
-    if not inner(sae.config).get("tied"):
-        return sae, params
-    return _rebuilt(sae, tied=False), {"W_enc": np.asarray(params["W_dec"]).T, **params}
 
 
 def _times(a, b):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from zipfile import BadZipFile
 
+import jax.numpy as jnp
 import numpy as np
 
 from sae_jax import formats
@@ -371,7 +372,7 @@ class SweepResult(NamedTuple):
         found = [path for path in (folder / "members").glob("*") if path.name.isdecimal()]
         found.sort(key=lambda path: int(path.name))
         return SweepResult(
-            _parts({int(path.name): TrainedSAE(*formats.read(path)) for path in found}),
+            _parts({int(path.name): _member(path) for path in found}),
             grid,
             metrics,
             history,
@@ -380,6 +381,12 @@ class SweepResult(NamedTuple):
     def __repr__(self) -> str:
         told = f"{members(self.grid)} members over {', '.join(self.grid)}"
         return f"SweepResult({told}; {int((self.status == 'ok').sum())} ok)"
+
+
+def _member(path: Path) -> TrainedSAE:
+    """As `load`, but a member that diverged may have NaN weights."""
+    _, loaded = formats.read(path)
+    return TrainedSAE(loaded.sae, {name: jnp.asarray(leaf) for name, leaf in loaded.params.items()})
 
 
 def join(results: Sequence[SweepResult], labels: Sequence[dict[str, str | int]]) -> SweepResult:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 import sae_jax
-from sae_jax import InputError, TrainedSAE, auxk, losses
+from sae_jax import InputError, TrainedSAE, auxk, formats, losses
 from sae_jax.architectures import find
 from sae_jax.formats import saelens, seed_module
 from sae_jax.normalise import layer_normed
@@ -214,7 +214,7 @@ def test_batch_topks_threshold_is_the_same_for_every_latent_and_not_below_0(thre
     TrainedSAE(sae, params).save(tmp_path)
     there = load_file(tmp_path / "sae_weights.safetensors")["threshold"]
     np.testing.assert_array_equal(there, np.full(7, np.maximum(np.float32(threshold), 0)))
-    np.testing.assert_array_equal(sae_jax.load(tmp_path).params["threshold"], np.float32(threshold))
+    np.testing.assert_array_equal(formats.read(tmp_path)[1].params["threshold"], np.float32(threshold))
     json.loads((tmp_path / "cfg.json").read_text(), parse_constant=pytest.fail)
 
 
@@ -359,7 +359,7 @@ def test_traced_and_numpy_arguments_are_written_as_numbers(tmp_path):
 def test_an_architecture_that_no_reader_knows_is_refused(tmp_path):
     sae = replace(sae_jax.relu(3, 2), config={"architecture": "mystery"})
     with pytest.raises(InputError, match="'mystery' cannot be written: no reader knows it"):
-        saelens.write(tmp_path / "sae", sae, {})
+        TrainedSAE(sae, {}).save(tmp_path / "sae")
     assert not (tmp_path / "sae").exists()
 
 
@@ -377,7 +377,7 @@ def edited(folder, **changes):
         ({"architecture": "temporal"}, ["'temporal' is not read here, only standard, topk"]),
         ({"architecture": None}, ["None is not read here"]),
         ({"architecture": ["standard"]}, ["['standard'] is not read here"]),
-        ({"architecture": "sae_jax_crosscoder"}, ["'sae_jax_crosscoder' is not read here"]),
+        ({"architecture": "sae_jax_crosscoder"}, ["sae_jax must be an object"]),
         ({"architecture": "topk"}, ["k as a whole number"]),
         ({"architecture": "topk", "k": 2.5}, ["k as a whole number"]),
         ({"architecture": "topk", "k": 8}, ["k must be above 0 and at most d_sae = 7, got 8"]),
@@ -405,15 +405,22 @@ def edited(folder, **changes):
         ({"d_in": -5}, ["d_in must be at least 1"]),
         ({"d_in": 10**30}, ["d_in must be below 2^31"]),
         ({"d_sae": 8}, ["sae_weights.safetensors: W_dec must be (8, 5), got (7, 5)"]),
-        ({"metadata": []}, None),
-        ({"metadata": {"sae_jax": {}}}, ["no architecture is called"]),
+        ({"metadata": []}, ["metadata must be an object"]),
+        ({"metadata": {"sae_jax": {}}}, ["d_in as a whole number"]),
+        ({"metadata": {"sae_jax": {"d_in": 5, "d_sae": 7}}}, ["no architecture is called"]),
         ({"metadata": {"sae_jax": {"architecture": "nope", "d_in": 5, "d_sae": 7}}}, ["'nope'", "relu"]),
-        ({"metadata": {"sae_jax": {"architecture": "relu", "d_in": 5, "d_sae": 7, "k": 3}}}, ["cfg.json"]),
-        ({"metadata": {"sae_jax": {"architecture": "relu", "d_in": 5, "d_sae": 7, "l1": "a"}}}, ["cfg.json"]),
+        (
+            {"metadata": {"sae_jax": {"architecture": "relu", "d_in": 5, "d_sae": 7, "k": 3}}},
+            ["sae_jax does not"],
+        ),
+        (
+            {"metadata": {"sae_jax": {"architecture": "relu", "d_in": 5, "d_sae": 7, "l1": "a"}}},
+            ["sae_jax does not describe"],
+        ),
         ({"metadata": {"sae_jax": {"architecture": "relu", "d_in": 5, "d_sae": 7, "l1": -1}}}, ["negative"]),
         (
             {"metadata": {"sae_jax": {"architecture": "relu", "d_in": 5, "d_sae": 7, "l1": None}}},
-            ["cfg.json"],
+            ["sae_jax does not describe"],
         ),
         ({"metadata": {"sae_jax": {"architecture": "relu", "d_in": 5}}}, ["d_sae as a whole number"]),
     ],
@@ -486,11 +493,28 @@ def test_tensors_that_are_no_numbers_for_weights_are_refused(folder):
 
 def test_paths_that_hold_no_sae(tmp_path, folder):
     refused(tmp_path / "none", "does not exist")
-    refused(tmp_path, "is in no format known here", "SAELens", "PyTorch")
+    (tmp_path / "empty").mkdir()
+    refused(tmp_path / "empty", "is in no format known here", "SAELens", "PyTorch", "found: no files")
+    refused(tmp_path, "holds 1 SAEs: name one of sae, or use load_all")
+    assert list(sae_jax.load_all(tmp_path)) == ["sae"]
     (tmp_path / "a.txt").write_text("hello")
     refused(tmp_path / "a.txt", "is in no format known here")
+    (tmp_path / "other").mkdir()
+    save_file({"a": np.ones(2), "b": np.ones(3)}, tmp_path / "other/x.safetensors")
+    refused(tmp_path / "other", "is in no format known here", "found: x.safetensors (a, b)")
+
+
+def test_a_folder_without_its_config_says_what_cannot_be_told(folder):
     (folder / "cfg.json").unlink()
-    refused(folder, "is in no format known here")
+    refused(folder, "has no cfg.json", "W_enc [5, 7]", "cannot tell architecture, k, apply_b_dec_to_input")
+
+
+def test_nan_weights_are_named_and_counted(tmp_path):
+    sae = sae_jax.relu(5, 7)
+    params = random_params(sae)
+    params["W_enc"] = params["W_enc"].at[0, :3].set(jnp.nan)
+    TrainedSAE(sae, params).save(tmp_path)
+    refused(tmp_path, "W_enc has 3 NaN of 35 values")
 
 
 # The seed's module
@@ -537,7 +561,7 @@ def test_the_seeds_module_loads_what_is_written_here(module, x, torch, tmp_path)
     arrays = seed_module.to_state_dict(trained.params)
     module.load_state_dict({name: torch.tensor(array) for name, array in arrays.items()}, strict=True)
     assert_same_module(module, trained, x, torch)
-    seed_module.write(tmp_path / "b.pt", trained.params)
+    assert trained.save(tmp_path / "b.pt", "seed") == ["how it was trained, and on what"]
     module.load_state_dict(torch.load(tmp_path / "b.pt", weights_only=True), strict=True)
     assert_same_module(module, trained, x, torch)
     again = sae_jax.load(tmp_path / "b.pt").params
@@ -587,16 +611,17 @@ def test_a_damaged_pt_file_is_refused(module, torch, tmp_path):
     whole = path.read_bytes()
     for data in (b"", b"garbage", whole[:100], whole[: len(whole) // 2], whole[:-10]):
         path.write_bytes(data)
-        refused(path, "a.pt cannot be read as a PyTorch state dict")
+        refused(path, "a.pt cannot be read as a PyTorch file")
 
 
 def test_a_pt_file_of_something_else_is_refused(module, torch, tmp_path):
     state = module.state_dict()
     others = [
-        ([1, 2], "must hold a state dict of tensors"),
-        ({"epoch": 3, "model": state}, "must hold a state dict of tensors"),
-        ({}, "has no encoder.0.weight; it has: nothing"),
-        ({"encoder.weight": torch.ones(2)}, "has no encoder.0.weight; it has: encoder.weight"),
+        ([1, 2], "must hold a dictionary, got list"),
+        ({"epoch": 3, "model": state}, "no format known here"),
+        ({}, "found: a.pt (nothing)"),
+        ({"weights": torch.ones(2)}, "found: a.pt (weights)"),
+        ({"encoder.0.weight": torch.ones(2)}, "has no encoder.0.bias; it has: encoder.0.weight"),
         ({**state, "encoder.0.bias": torch.ones(6)}, "do not fit one another"),
         ({**state, "decoder.0.weight": torch.ones(7, 5)}, "do not fit one another"),
         ({**state, "encoder.0.weight": torch.ones(7)}, "encoder.0.weight must be [d_sae, d_in], got (7,)"),

@@ -27,6 +27,8 @@ LEVELS = {
     "seeds": 2,
     "architectures": 3,
     "train": 4,
+    "layer_norm": 4,
+    "folds": 4,
     "normalise": 4,
     "formats": 4,
     "recipes": 5,
@@ -57,7 +59,11 @@ WITHIN_A_LEVEL = {
     ("synthetic", "data"),
     ("seeds", "grid"),
     ("metrics", "seeds"),
-    ("formats", "normalise"),
+    ("folds", "layer_norm"),
+    ("normalise", "layer_norm"),
+    ("normalise", "folds"),
+    ("formats", "layer_norm"),
+    ("formats", "folds"),
     ("result", "trained"),
     ("sweep", "trained"),
     ("sweep", "result"),
@@ -72,7 +78,7 @@ WITHIN_A_LEVEL = {
 FACE = 5
 """The level of the package itself: what sees `sae_jax.relu` sees everything up to the sweep."""
 
-MAY_IMPORT_TORCH = ("verify", "adapters", "formats.seed_module", "language_models.torch_hooks")
+MAY_IMPORT_TORCH = ("verify", "adapters", "formats.files", "language_models.torch_hooks")
 NEVER_AT_THE_TOP = {"torch", "sae_lens", "transformers", "orbax"}
 
 

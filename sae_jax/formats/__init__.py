@@ -1,34 +1,160 @@
 """Weight formats, one file each, and the one place that knows them all."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+
+from sae_jax.architectures import TABLE
 from sae_jax.base import SAE, InputError, Params, require
-from sae_jax.formats import saelens, seed_module
+from sae_jax.folds import fold_decoder_norms, plain
+from sae_jax.formats import described, saelens, seed_module
+from sae_jax.formats.files import Place
+from sae_jax.formats.format import Form, Format, Loaded
 
-readers = {
-    "SAELens folder (cfg.json, sae_weights.safetensors)": (saelens.recognise, saelens.read),
-    "the seed's PyTorch state dict (.pt or .pth)": (seed_module.recognise, seed_module.read),
+FORMATS: dict[str, Format] = {
+    "saelens": saelens.FORMAT,
+    "seed": seed_module.FORMAT,
 }
+"""Every format by name, in the order in which they are looked for."""
+
+DEEPEST, MOST_FOLDERS = 4, 10_000
+"""How far below a folder SAEs are looked for, and in how many folders."""
 
 
-def read(path: str | Path) -> tuple[SAE, Params]:
+def read(path: str | Path) -> tuple[str, Loaded]:
     """Read an SAE from disk, whichever of the known formats it is in.
 
     Args:
       path: a folder or file.
 
     Returns:
-      The SAE and its weights.
+      The name of its format, and what it holds.
 
     Raises:
-      InputError: nothing there, no known format, or a damaged file.
+      InputError: nothing there, no known format (what was looked for, and what is there), several SAEs, or a
+        damaged file.
     """
     path = Path(path)
     require(path.exists(), f"{path} does not exist")
-    for recognise, reader in readers.values():
-        if recognise(path):
-            return reader(path)
-    raise InputError(f"{path} is in no format known here; looked for: {'; '.join(readers)}")
+    place = Place(path)
+    name = recognise(place)
+    if name is None:
+        raise InputError(_unknown(place))
+    try:
+        return name, described.restored(FORMATS[name].read(place))
+    except InputError as error:
+        told = str(error) if str(path) in str(error) else f"{path}: {error}"
+        raise InputError(told) from None
 
 
-__all__ = ["read", "readers", "saelens", "seed_module"]
+def recognise(place: Place) -> str | None:
+    """The name of the format that a file or folder is in; None where it is in none."""
+    return next((name for name, one in FORMATS.items() if one.recognise(place)), None)
+
+
+def inside(folder: str | Path) -> dict[str, Path]:
+    """The SAEs below a folder: a run of dictionary_learning, sparsify's hookpoints, a sweep's members.
+
+    Args:
+      folder: looked through four levels down.
+
+    Returns:
+      Paths by their names relative to the folder, in order; the folder itself is not among them.
+    """
+    found, level = {}, [Path(folder)]
+    for _ in range(DEEPEST):
+        below = sorted(one for parent in level for one in parent.iterdir())[:MOST_FOLDERS]
+        for one in below:
+            if (one.is_dir() or one.suffix == ".safetensors") and recognise(Place(one)) is not None:
+                found[one.relative_to(folder).as_posix()] = one
+        level = [one for one in below if one.is_dir() and not one.is_symlink() and one not in found.values()]
+    return found
+
+
+def write(
+    path: str | Path,
+    sae: SAE,
+    params: Params,
+    format: str = "saelens",
+    *,
+    metadata: Mapping[str, Any] | None = None,
+    log_sparsity: np.ndarray | None = None,
+    lossy: bool = False,
+) -> list[str]:
+    """Write an SAE in one of the known formats.
+
+    Decoder norms that features are chosen by are folded into the encoder first, as SAELens does.
+
+    Args:
+      path: a folder, made if missing, in which files of the same names are replaced; or a file, where the
+        format is one file and the path ends as that does.
+      sae: the model.
+      params: its weights.
+      format: a key of `FORMATS`.
+      metadata: of the model, site and training, as `read` gives it.
+      log_sparsity: log10 of how often each latent was active, [d_sae].
+      lossy: write it even if the format cannot hold all that features and reconstructions depend on.
+
+    Returns:
+      What the file does not tell, each a phrase; empty where it holds everything.
+
+    Raises:
+      InputError: no such format, an SAE that it cannot hold; the message says what would be lost.
+    """
+    require(format in FORMATS, f"no format is called {format!r}; there are: {', '.join(FORMATS)}")
+    known, name = FORMATS[format], sae.config.get("architecture")
+    require(name in TABLE, f"an SAE called {name!r} cannot be written: no reader knows it")
+    sae, params = fold_decoder_norms(sae, {name: np.asarray(leaf) for name, leaf in params.items()})
+    kept = {**(metadata or {}), **described.description(sae, params)}
+    form = known.form(Loaded(*plain(sae, params), kept, log_sparsity))
+    require(
+        lossy or not form.lost,
+        f"{format} cannot hold this SAE; it would lose {', and '.join(form.lost)} (--lossy goes on without)",
+    )
+    _put(Path(path), form)
+    untold = [] if known.keeps_metadata else ["how it was trained, and on what"]
+    return [*form.lost, *untold]
+
+
+def _put(path: Path, form: Form) -> None:
+    """Every file written beside its place first, so that a full disk leaves what was there."""
+    name = next(iter(form.files))
+    single = len(form.files) == 1 and path.suffix == Path(name).suffix and not path.is_dir()
+    files = {path: form.files[name]} if single else {path / name: put for name, put in form.files.items()}
+    (path.parent if single else path).mkdir(parents=True, exist_ok=True)
+    stages = {file.with_name(f".{file.name}.writing"): file for file in files}
+    try:
+        for stage, file in stages.items():
+            files[file](stage)
+        for stage, file in stages.items():
+            stage.replace(file)
+    finally:
+        for stage in stages:
+            stage.unlink(missing_ok=True)
+
+
+def _unknown(place: Place) -> str:
+    several = {} if place.is_file else inside(place.path)
+    if several:
+        names = ", ".join(list(several)[:20]) + (", ..." if len(several) > 20 else "")
+        return f"{place.path} holds {len(several)} SAEs: name one of {names}, or use load_all"
+    found = [f"{name}{_content(place, name)}" for name in place.names[:10]]
+    listed = ", ".join(found) + (", ..." if len(place.names) > 10 else "")
+    looked_for = "; ".join(one.told for one in FORMATS.values())
+    return f"{place.path} is in no format known here; looked for: {looked_for}; found: {listed or 'no files'}"
+
+
+def _content(place: Place, name: str) -> str:
+    """The names in a file of tensors; what is wrong with one that is damaged is raised."""
+    readers = {".safetensors": lambda name: place.header(name)[0], ".npz": place.npz}
+    readers |= dict.fromkeys((".pt", ".pth"), place.torch)
+    reader = readers.get(Path(name).suffix)
+    if reader is None:
+        return ""
+    keys = list(reader(name))
+    return f" ({', '.join(keys[:8]) or 'nothing'}{', ...' if len(keys) > 8 else ''})"
+
+
+__all__ = ["FORMATS", "Form", "Format", "Loaded", "Place", "inside", "read", "recognise", "write"]

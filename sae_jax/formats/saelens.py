@@ -9,22 +9,20 @@ before a skip connection have no form in SAELens: they are written into the same
 architecture `sae_jax_...`, which only `sae_jax.load` opens.
 """
 
-import json
-import math
-from pathlib import Path
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from sae_jax.architectures import build
+from sae_jax.base import SAE, require
+from sae_jax.folds import batch_topk_as_jumprelu, inner, kind, plain_of
+from sae_jax.formats import files
+from sae_jax.formats.described import DESCRIPTION, LEAVES, built
+from sae_jax.formats.files import Place
+from sae_jax.formats.format import Form, Format, Loaded, fitted
+from sae_jax.layer_norm import is_layer_normed, layer_normed
 
-from sae_jax.architectures import TABLE, build, describe
-from sae_jax.base import SAE, InputError, Params, require
-from sae_jax.normalise import fold_decoder_norms, inner, is_layer_normed, layer_normed
-
-CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
+CONFIG, WEIGHTS, SPARSITY = "cfg.json", "sae_weights.safetensors", "sparsity.safetensors"
+OURS = "sae_jax_"
 LAYOUT_VERSION = "6.54.12"
 """The SAELens whose layout this is. A version under 6.0 would have the config upgraded as an old one."""
 
@@ -62,93 +60,24 @@ ITS_OWN = {
 files do not tell."""
 
 
-class Form(NamedTuple):
-    """An SAE in the terms of the layout."""
-
-    cfg: dict[str, Any]
-    tensors: dict[str, np.ndarray]
-    leaves: Params
-    """Ours that no tensor holds."""
-
-
-def write(folder: str | Path, sae: SAE, params: Params) -> None:
-    """Write an SAE that SAELens reads as its own, where SAELens has it.
-
-    A rescaled TopK or BatchTopK is written as SAELens does: decoder norms folded into the encoder.
-    BatchTopK becomes a JumpReLU whose thresholds are all the same.
-
-    Args:
-      folder: made if missing; files of the same names in it are replaced.
-      sae: the model, of any architecture; the module's head says which ones SAELens cannot open.
-      params: its weights.
-
-    Raises:
-      InputError: an architecture that is not in the package's table, or arguments that JSON cannot hold.
-    """
-    known = sae.config.get("architecture") in TABLE
-    require(known, f"an SAE called {sae.config.get('architecture')!r} cannot be written: no reader knows it")
-    sae, params = fold_decoder_norms(sae, params)
-    cfg, tensors, leaves = _form(sae, params)
-    cfg["metadata"] = {
-        "sae_lens_version": LAYOUT_VERSION,
-        "sae_lens_training_version": None,
-        "sae_jax": describe(sae.config),
-        "sae_jax_leaves": {
-            name: _listed(np.asarray(leaf, np.float64).tolist()) for name, leaf in leaves.items()
-        },
-    }
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: np.asarray(leaf, order="C") for name, leaf in tensors.items()}, folder / WEIGHTS)
-    (folder / CONFIG).write_text(json.dumps(cfg, indent=2) + "\n")
-
-
-def recognise(path: Path) -> bool:
+def recognise(place: Place) -> bool:
     """Whether this is such a folder."""
-    return (path / CONFIG).is_file() and (path / WEIGHTS).is_file()
+    return not place.is_file and place.has(WEIGHTS)
 
 
-def read(folder: str | Path) -> tuple[SAE, Params]:
-    """Read an SAE in the SAELens layout, written here or by SAELens.
-
-    Args:
-      folder: holds the two files.
-
-    Returns:
-      The SAE and its weights. One that SAELens made, or changed since it was written here, is given
-      SAELens's loss, with the penalty's weight at 0 because the file does not tell it.
-
-    Raises:
-      InputError: files missing or damaged, an architecture or a normalisation not known here, or tensors
-        that do not fit.
-    """
-    folder = Path(folder)
-    try:
-        cfg = json.loads((folder / CONFIG).read_text())
-        weights = load_file(folder / WEIGHTS)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise InputError(f"{folder} cannot be read in the SAELens layout: {error}") from None
-    require(isinstance(cfg, dict), f"{folder / CONFIG} must hold a JSON object")
-    try:
-        sae, params = _ours(cfg, weights) or _theirs(cfg, weights)
-    except InputError as error:
-        raise InputError(f"{folder}: {error}") from None
-    except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:
-        # the metadata may say anything, and no factory is written to bear all of it
-        reason = " ".join(str(error).split())
-        raise InputError(f"{folder}: {CONFIG} does not describe an SAE known here: {reason}") from None
-    return sae, {name: jnp.asarray(leaf) for name, leaf in params.items()}
-
-
-def _form(sae: SAE, params: Params) -> Form:
-    config, core = sae.config, inner(sae.config)
-    tensors = {name: np.asarray(leaf) for name, leaf in params.items()}
+def form(loaded: Loaded) -> Form:
+    """An SAE in the terms of the layout; a BatchTopK becomes a JumpReLU whose thresholds are all the same."""
+    described = {name: loaded.metadata[name] for name in (DESCRIPTION, LEAVES) if name in loaded.metadata}
+    sae, params = loaded.sae, dict(loaded.params)
     name = _name_there(sae)
+    if name is not None:
+        sae, params = batch_topk_as_jumprelu(sae, params)
+    config, core = sae.config, inner(sae.config)
     cfg = {
-        "architecture": name or f"sae_jax_{config['architecture']}",
+        "architecture": name or f"{OURS}{config['architecture']}",
         "d_in": config["d_in"],
         "d_sae": config["d_sae"],
-        "dtype": str(tensors["W_dec"].dtype),
+        "dtype": str(params["W_dec"].dtype),
         "device": "cpu",
         "apply_b_dec_to_input": core.get("apply_b_dec_to_input", False),
         "normalize_activations": "layer_norm" if is_layer_normed(sae) else "none",
@@ -156,27 +85,26 @@ def _form(sae: SAE, params: Params) -> Form:
     }
     if "d_out" in config:
         cfg["d_out"] = config["d_out"]
-    if name is None:
-        return Form(cfg, tensors, {})
     if name == "topk":
         cfg |= {"k": int(core["k"]), "rescale_acts_by_decoder_norm": False}
-    leaves = {leaf: tensors.pop(leaf) for leaf in ("log_penalty", "log_threshold") if leaf in tensors}
-    if core["architecture"] == "batch_topk":
-        leaves["threshold"] = tensors["threshold"]
-        everywhere = np.ones(config["d_sae"], leaves["threshold"].dtype)
-        tensors["threshold"] = everywhere * np.maximum(leaves["threshold"], 0)
-    if "log_threshold" in leaves:
-        tensors["threshold"] = np.exp(leaves["log_threshold"])
-    if "W_skip" in tensors:
-        tensors["W_skip"] = tensors["W_skip"].T
-    if core.get("tied"):
-        tensors["W_enc"] = tensors["W_dec"].T
-    return Form(cfg, tensors, leaves)
+    if name is not None and "W_skip" in params:
+        params["W_skip"] = params["W_skip"].T
+    rest = {key: value for key, value in loaded.metadata.items() if key not in described}
+    cfg["metadata"] = {
+        **rest,
+        "sae_lens_version": LAYOUT_VERSION,
+        "sae_lens_training_version": None,
+        **described,
+    }
+    written = {WEIGHTS: partial(files.write_safetensors, params), CONFIG: partial(files.write_json, cfg)}
+    if loaded.log_sparsity is not None:
+        written[SPARSITY] = partial(files.write_safetensors, {"sparsity": loaded.log_sparsity})
+    return Form(written)
 
 
 def _name_there(sae: SAE) -> str | None:
     """SAELens's name for the architecture, or None where it has none."""
-    name = NAMES.get(inner(sae.config)["architecture"])
+    name = NAMES.get(kind(sae))
     if "d_out" not in sae.config:
         return name
     skip = sae.config.get("skip", False)
@@ -184,28 +112,33 @@ def _name_there(sae: SAE) -> str | None:
     return None if skip and is_layer_normed(sae) else TRANSCODERS.get((str(name), bool(skip)))
 
 
-def _ours(cfg: dict[str, Any], weights: dict[str, np.ndarray]) -> tuple[SAE, Params] | None:
-    """What was written here; None where SAELens wrote, or has changed weights and kept our metadata."""
-    metadata = cfg.get("metadata")
-    description = metadata.get("sae_jax") if isinstance(metadata, dict) else None
-    if not isinstance(metadata, dict) or not isinstance(description, dict):
-        return None
-    sae = _built(description)
-    leaves = metadata.get("sae_jax_leaves", {})
-    require(isinstance(leaves, dict), f"{CONFIG}: sae_jax_leaves must be an object")
-    params = _fitted(sae, weights, leaves)
-    form = _form(sae, params)
-    told = ("dtype", "device", "reshape_activations")
-    same = form.tensors.keys() == weights.keys() and all(
-        cfg.get(name) == value for name, value in form.cfg.items() if name not in told
+def read(place: Place) -> Loaded:
+    """An SAE in the SAELens layout: given SAELens's loss, with the penalty's weight at 0, which no file tells."""
+    require(place.has(CONFIG), _without_config(place))
+    cfg, weights = _upgraded(place.json(CONFIG)), dict(place.safetensors(WEIGHTS))
+    metadata = cfg.get("metadata", {})
+    require(isinstance(metadata, dict), f"{CONFIG}: metadata must be an object")
+    sae = _model_of(cfg, metadata)
+    where = f"{place.path / WEIGHTS}"
+    if "W_skip" in weights and not str(cfg["architecture"]).startswith(OURS):
+        weights["W_skip"] = weights["W_skip"].T
+    # a factor of 1 that SAELens wrote into every file for a while
+    if "scaling_factor" in weights and bool((weights["scaling_factor"] == 1).all()):
+        del weights["scaling_factor"]
+    params = fitted(sae, weights, where)
+    extra = weights.keys() - params.keys()
+    require(
+        not extra,
+        f"{where} has tensors that a {cfg['architecture']!r} does not have: {', '.join(sorted(extra))}",
     )
-    return (sae, params) if same and _close(form.tensors, weights) else None
+    sparsity = place.safetensors(SPARSITY).get("sparsity") if place.has(SPARSITY) else None
+    return Loaded(sae, params, metadata, sparsity)
 
 
-def _theirs(cfg: dict[str, Any], weights: dict[str, np.ndarray]) -> tuple[SAE, Params]:
-    """What SAELens wrote."""
-    cfg = _upgraded(cfg)
+def _model_of(cfg: dict[str, Any], metadata: dict[str, Any]) -> SAE:
     name = cfg.get("architecture")
+    if isinstance(name, str) and name.startswith(OURS):
+        return plain_of(built(metadata.get(DESCRIPTION)))
     known = isinstance(name, str) and name in ITS_OWN
     require(known, f"SAELens architecture {name!r} is not read here, only {', '.join(ITS_OWN)}")
     whole, flags = ["d_in", "d_sae"], {}
@@ -225,13 +158,18 @@ def _theirs(cfg: dict[str, Any], weights: dict[str, np.ndarray]) -> tuple[SAE, P
     layer_norm_before_skip = normalised == "layer_norm" and ITS_OWN[str(name)].get("skip", False)
     read_here = normalised in ("none", "layer_norm") and not layer_norm_before_skip
     require(read_here, f"inputs of a {name!r} are normalised by {normalised!r}, which is not read here")
-    sae = _built({**ITS_OWN[str(name)], **taken, "normalize_activations": normalised})
-    # a factor of 1 that SAELens wrote into every file for a while
-    ones = "scaling_factor" in weights and bool((weights["scaling_factor"] == 1).all())
-    params = _fitted(sae, weights, {})
-    extra = weights.keys() - params.keys() - ({"scaling_factor"} if ones else set())
-    require(not extra, f"{WEIGHTS} has tensors that a {name!r} does not have: {', '.join(sorted(extra))}")
-    return sae, params
+    sae = build({**ITS_OWN[str(name)], **taken})
+    return layer_normed(sae) if normalised == "layer_norm" else sae
+
+
+def _without_config(place: Place) -> str:
+    """What is missing, and what the tensors tell without it."""
+    shapes, _ = place.header(WEIGHTS)
+    told = ", ".join(f"{name} {list(shape)}" for name, shape in sorted(shapes.items())[:8])
+    return (
+        f"{place.path} has no {CONFIG}: the tensors ({told}) give d_in and d_sae, but cannot tell "
+        "architecture, k, apply_b_dec_to_input and normalize_activations"
+    )
 
 
 def _upgraded(cfg: dict[str, Any]) -> dict[str, Any]:
@@ -249,62 +187,4 @@ def _upgraded(cfg: dict[str, Any]) -> dict[str, Any]:
     return {**cfg, **changes}
 
 
-def _built(description: dict[str, Any]) -> SAE:
-    arguments = dict(description)
-    normalised = arguments.pop("normalize_activations", "none")
-    for name in ("d_in", "d_sae"):
-        whole = type(arguments.get(name)) is int or "architecture" not in arguments
-        require(whole, f"{CONFIG} must give {name} as a whole number")
-    try:
-        sae = build(arguments)
-    except InputError as error:
-        raise InputError(f"{CONFIG} does not describe an SAE known here: {error}") from None
-    return layer_normed(sae) if normalised == "layer_norm" else sae
-
-
-def _fitted(sae: SAE, weights: dict[str, np.ndarray], leaves: dict[str, Any]) -> Params:
-    """The params of that SAE out of a file's tensors and the metadata's leaves."""
-    params = {}
-    require("W_dec" in weights, f"{WEIGHTS} has no tensor W_dec")
-    dtype = weights["W_dec"].dtype
-    drawn = jax.eval_shape(lambda: sae.init(jax.random.key(0)))
-    for name, shape in ((name, leaf.shape) for name, leaf in drawn.items()):
-        where = CONFIG if name in leaves else WEIGHTS
-        require(name in leaves or name in weights, f"{where} has no tensor {name}")
-        leaf = _unlisted(name, leaves[name], dtype) if name in leaves else weights[name]
-        transposed = name == "W_skip" and _name_there(sae) is not None
-        expected = shape[::-1] if transposed else shape
-        require(leaf.shape == expected, f"{where}: {name} must be {expected}, got {leaf.shape}")
-        floats = jnp.issubdtype(leaf.dtype, jnp.floating)
-        require(floats, f"{where}: {name} must be floating point, got {leaf.dtype}")
-        params[name] = leaf.T if transposed else leaf
-    return params
-
-
-def _close(tensors: dict[str, np.ndarray], weights: dict[str, np.ndarray]) -> bool:
-    """Whether they are the same up to what another machine's exp may round otherwise."""
-    return all(
-        tensors[name] is weights[name]
-        or np.allclose(
-            tensors[name].astype(np.float64),
-            weights[name].astype(np.float64),
-            rtol=4 * float(jnp.finfo(weights[name].dtype).eps),
-            atol=0,
-            equal_nan=True,
-        )
-        for name in tensors
-    )
-
-
-def _listed(value: Any) -> Any:
-    """As JSON: numbers, and names for those that JSON does not have."""
-    if isinstance(value, list):
-        return [_listed(entry) for entry in value]
-    return value if math.isfinite(value) else str(value)
-
-
-def _unlisted(name: str, listed: Any, dtype: np.dtype) -> np.ndarray:
-    try:
-        return np.asarray(listed).astype(np.float64).astype(dtype)
-    except (TypeError, ValueError):
-        raise InputError(f"{CONFIG}: the leaf {name} must be a number or a list of numbers") from None
+FORMAT = Format(f"SAELens ({CONFIG}, {WEIGHTS})", recognise, read, form, keeps_metadata=True)

@@ -5,13 +5,18 @@
 """
 
 from collections.abc import Mapping
-from pathlib import Path
+from functools import partial
 
 import jax.numpy as jnp
 import numpy as np
 
 from sae_jax.architectures import find
-from sae_jax.base import SAE, InputError, Params, require
+from sae_jax.base import SAE, Params, require
+from sae_jax.folds import fold_b_dec, kind
+from sae_jax.formats import files
+from sae_jax.formats.files import Place
+from sae_jax.formats.format import Form, Format, Loaded, keys
+from sae_jax.layer_norm import is_layer_normed
 
 NAMES = {
     "W_enc": "encoder.0.weight.T",
@@ -62,8 +67,9 @@ def from_state_dict(state: Mapping[str, np.ndarray]) -> tuple[SAE, Params]:
             name in state, f"the state dict has no {name}; it has: {', '.join(map(str, state)) or 'nothing'}"
         )
         array = np.asarray(state[name])
-        require(array.dtype.kind == "f", f"{name} must be floating point, got {array.dtype}")
-        params[ours] = jnp.asarray(array.T if theirs.endswith(".T") else array)
+        floats = jnp.issubdtype(array.dtype, jnp.floating)
+        require(floats, f"{name} must be floating point, got {array.dtype}")
+        params[ours] = array.T if theirs.endswith(".T") else array
     shapes = {name: leaf.shape for name, leaf in params.items()}
     require(params["W_enc"].ndim == 2, f"encoder.0.weight must be [d_sae, d_in], got {shapes['W_enc'][::-1]}")
     d_in, d_sae = shapes["W_enc"]
@@ -72,41 +78,25 @@ def from_state_dict(state: Mapping[str, np.ndarray]) -> tuple[SAE, Params]:
     return find("relu")(d_in, d_sae), params
 
 
-def recognise(path: Path) -> bool:
-    """Whether this is a PyTorch file."""
-    return path.is_file() and path.suffix in (".pt", ".pth")
+def recognise(place: Place) -> bool:
+    """Whether this is a PyTorch file of such a module."""
+    names = place.ending(".pt", ".pth")
+    return place.is_file and len(names) == 1 and "encoder.0.weight" in keys(place, names[0])
 
 
-def read(path: str | Path) -> tuple[SAE, Params]:
-    """Read a `.pt` file of the seed's module. Needs torch; nothing but tensors is unpickled.
-
-    Raises:
-      InputError: torch missing, a file that is damaged or holds code, or another module's tensors.
-    """
-    torch = _torch()
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises a dozen types for a bad file
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        if "weights_only" in str(error):
-            reason = "it holds more than tensors, which is not loaded because it can run code"
-        raise InputError(f"{path} cannot be read as a PyTorch state dict: {reason}") from None
-    tensors = isinstance(state, Mapping) and all(isinstance(leaf, torch.Tensor) for leaf in state.values())
-    require(tensors, f"{path} must hold a state dict of tensors, got {type(state).__name__}")
-    # numpy has no bfloat16; float32 holds each of its values
-    widened = {name: leaf.float() if leaf.dtype == torch.bfloat16 else leaf for name, leaf in state.items()}
-    return from_state_dict({name: leaf.detach().numpy() for name, leaf in widened.items()})
+def read(place: Place) -> Loaded:
+    """A `.pt` file of the seed's module."""
+    return Loaded(*from_state_dict(place.torch(place.names[0])), {})
 
 
-def write(path: str | Path, params: Params) -> None:
-    """Write a `.pt` file that the seed's module loads. Needs torch."""
-    torch = _torch()
-    torch.save({name: torch.from_numpy(array.copy()) for name, array in to_state_dict(params).items()}, path)
+def form(loaded: Loaded) -> Form:
+    """A `relu` as the seed's state dict."""
+    sae, params = loaded.sae, loaded.params
+    fits = kind(sae) == "relu" and "d_out" not in sae.config
+    require(fits, "the seed's module is a ReLU SAE and nothing else")
+    sae, params = fold_b_dec(sae, params, False)
+    lost = ("its layer norm",) if is_layer_normed(sae) else ()
+    return Form({"sae.pt": partial(files.write_torch, to_state_dict(params))}, lost)
 
 
-def _torch():
-    try:
-        import torch
-    except ImportError:
-        raise InputError("a .pt file needs PyTorch: pip install 'sae-jax[torch]'") from None
-    return torch
+FORMAT = Format("the seed's PyTorch state dict (.pt)", recognise, read, form, keeps_metadata=False)

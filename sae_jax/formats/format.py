@@ -1,0 +1,73 @@
+"""What a weight format is: a way to recognise it, to read it, and to put an SAE in its terms."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sae_jax.base import SAE, InputError, Params, require
+from sae_jax.formats.files import Place, Tensors
+
+
+class Loaded(NamedTuple):
+    """What a file holds."""
+
+    sae: SAE
+    params: Params
+    """numpy arrays, in the file's dtypes."""
+    metadata: dict[str, Any]
+    """What the file tells of the model, the site and the training. In SAELens's words where it has them
+    (`model_name`, `hook_name`, `context_size`, `prepend_bos`, `dataset_path`); a format's own config whole,
+    under the format's name, so that it can be written back."""
+    log_sparsity: np.ndarray | None = None
+    """log10 of how often each latent was active, [d_sae], where the file tells it."""
+
+
+class Form(NamedTuple):
+    """An SAE in the terms of a format, not yet on disk."""
+
+    files: dict[str, Callable[[Path], None]]
+    """File names, and what writes each."""
+    lost: tuple[str, ...] = ()
+    """What the format cannot hold though features or reconstructions depend on it, each a phrase."""
+
+
+class Format(NamedTuple):
+    """A weight format, a row of `formats.FORMATS`."""
+
+    told: str
+    """Whose it is and what is looked for, in a phrase."""
+    recognise: Callable[[Place], bool]
+    """Whether this is it, by names and headers; never raises for a file that is only damaged."""
+    read: Callable[[Place], Loaded]
+    form: Callable[[Loaded], Form]
+    """Takes what `folds.plain` made: untied, nothing rescaled, no leaf that only training needs."""
+    keeps_metadata: bool
+    """Whether it has a place for `metadata`."""
+
+
+def fitted(sae: SAE, tensors: Tensors, where: str) -> Params:
+    """The params of that SAE out of tensors that go by our names and lie as ours.
+
+    Raises:
+      InputError: a tensor missing, of another shape, or not floating point.
+    """
+    shapes = jax.eval_shape(lambda: sae.init(jax.random.key(0)))
+    for name, expected in shapes.items():
+        require(name in tensors, f"{where} has no tensor {name}; it has: {', '.join(tensors) or 'none'}")
+        leaf = tensors[name]
+        require(leaf.shape == expected.shape, f"{where}: {name} must be {expected.shape}, got {leaf.shape}")
+        floats = jnp.issubdtype(leaf.dtype, jnp.floating)
+        require(floats, f"{where}: {name} must be floating point, got {leaf.dtype}")
+    return {name: tensors[name] for name in shapes}
+
+
+def keys(place: Place, name: str) -> set[str]:
+    """What a `.pt` file holds, by name; nothing where it cannot be read."""
+    try:
+        return set(place.torch(name))
+    except InputError:
+        return set()
