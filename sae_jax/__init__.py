@@ -4,6 +4,7 @@ from sae_jax import (
     architectures,
     auxk,
     data,
+    folds,
     formats,
     initialisation,
     language_models,
@@ -26,14 +27,16 @@ from sae_jax.architectures import (
     transcoder,
 )
 from sae_jax.base import SAE, Batch, Info, InputError, Params, Progress, TrainState
+from sae_jax.convert import convert
 from sae_jax.data import in_memory, open_rows, open_store, read_array, stored
 from sae_jax.grid import grid, zipped
 from sae_jax.harvest import harvest
+from sae_jax.inspection import inspect
 from sae_jax.metrics import evaluate
 from sae_jax.result import SweepResult, join
 from sae_jax.sweep import Group, Look, sweep, sweep_all
 from sae_jax.train import Stopped, init, make_step, run, run_resumable
-from sae_jax.trained import TrainedSAE, load
+from sae_jax.trained import TrainedSAE, load, load_all
 
 __version__ = "0.1.0"
 
@@ -53,9 +56,11 @@ __all__ = [
     "architectures",
     "auxk",
     "batch_topk",
+    "convert",
     "crosscoder",
     "data",
     "evaluate",
+    "folds",
     "formats",
     "gated",
     "grid",
@@ -63,10 +68,12 @@ __all__ = [
     "in_memory",
     "init",
     "initialisation",
+    "inspect",
     "join",
     "jumprelu",
     "language_models",
     "load",
+    "load_all",
     "losses",
     "make_step",
     "matryoshka",

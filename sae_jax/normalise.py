@@ -13,7 +13,23 @@ from jaxtyping import Array, Float
 from sae_jax.base import SAE, Batch, InputError, Params, require
 from sae_jax.data import Source, stages
 from sae_jax.folds import fold_decoder_norms, inner, untied
-from sae_jax.layer_norm import LayerNorm, is_layer_normed, layer_normed
+from sae_jax.layer_norm import LayerNorm, is_layer_normed, layer_norm, layer_normed
+
+__all__ = [
+    "Affine",
+    "LayerNorm",
+    "Normalisation",
+    "Normalised",
+    "centring",
+    "fold",
+    "identity",
+    "layer_norm",
+    "layer_normed",
+    "mean_norm",
+    "normalised",
+    "unit_mean_square",
+    "whitening",
+]
 
 Rows = Float[Array | np.ndarray, "n d"]
 

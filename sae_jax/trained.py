@@ -1,6 +1,7 @@
 """An SAE together with its weights."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -25,8 +26,11 @@ class About(NamedTuple):
     """log10 of how often each latent was active, [d_sae]."""
 
 
-class TrainedSAE(NamedTuple):
-    """What a sweep's member or a file is: a model and its weights.
+@dataclass(frozen=True)
+class TrainedSAE:
+    """What a sweep's member or a file is: a model and its weights, and what was told of them.
+
+    It unpacks into the first two: `sae, params = trained`.
 
     Example:
       >>> trained = sae_jax.load("runs/first/members/007")
@@ -35,7 +39,10 @@ class TrainedSAE(NamedTuple):
 
     sae: SAE
     params: Params
-    about: About = About()
+    about: About = field(default_factory=About)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.sae, self.params))
 
     def encode(self, x: Float[Array | np.ndarray, "*batch d_in"]) -> Float[Array, "*rows d_sae"]:
         """Features of `x`."""

@@ -40,6 +40,8 @@ LEVELS = {
     "adapters": 5,
     "target_models": 5,
     "harvest": 5,
+    "convert": 5,
+    "inspection": 5,
     "language_models": 5,
     "verify": 6,
     "report": 6,

@@ -16,11 +16,11 @@ from sae_jax import Batch, InputError, TrainedSAE, TrainState
 from sae_jax.architectures import find
 from sae_jax.base import Progress
 from sae_jax.data import Source
+from sae_jax.folds import fold_decoder_norms
 from sae_jax.normalise import (
     Affine,
     centring,
     fold,
-    fold_decoder_norms,
     identity,
     layer_norm,
     layer_normed,

@@ -1,4 +1,4 @@
-"""The command line: `sae-jax sweep | train | eval | harvest | verify | doctor`."""
+"""The command line: `sae-jax sweep | train | eval | harvest | convert | inspect | verify | doctor`."""
 
 import errno
 import os
@@ -11,7 +11,7 @@ import tyro
 
 import sae_jax
 from sae_jax.base import InputError
-from sae_jax.cli import doctor, evaluate, harvesting, training, verification
+from sae_jax.cli import conversion, doctor, evaluate, harvesting, inspection, training, verification
 
 
 def sweep(options: tyro.conf.OmitArgPrefixes[training.Training]) -> int:
@@ -48,11 +48,23 @@ def doctor_(options: tyro.conf.OmitArgPrefixes[doctor.Doctor]) -> int:
     return doctor.run(options)
 
 
+def convert_(options: tyro.conf.OmitArgPrefixes[conversion.Convert]) -> int:
+    """Write an SAE in another weight format, checked before it is left there."""
+    return conversion.run(options)
+
+
+def inspect_(options: tyro.conf.OmitArgPrefixes[inspection.Inspect]) -> int:
+    """Tell what is in a file of weights."""
+    return inspection.run(options)
+
+
 COMMANDS: dict[str, Callable[[Any], int]] = {
     "sweep": sweep,
     "train": train,
     "eval": eval_,
     "harvest": harvest,
+    "convert": convert_,
+    "inspect": inspect_,
     "verify": verify,
     "doctor": doctor_,
 }

@@ -19,6 +19,7 @@ FORMATS: dict[str, Format] = {
 }
 """Every format by name, in the order in which they are looked for."""
 
+LONGEST_MESSAGE = 1000
 DEEPEST, MOST_FOLDERS = 4, 10_000
 """How far below a folder SAEs are looked for, and in how many folders."""
 
@@ -45,8 +46,9 @@ def read(path: str | Path) -> tuple[str, Loaded]:
     try:
         return name, described.restored(FORMATS[name].read(place))
     except InputError as error:
-        told = str(error) if str(path) in str(error) else f"{path}: {error}"
-        raise InputError(told) from None
+        # what a file says may be quoted, and be as long as the file
+        reason = " ".join(str(error).split())[:LONGEST_MESSAGE]
+        raise InputError(reason if str(path) in reason else f"{path}: {reason}") from None
 
 
 def recognise(place: Place) -> str | None:
@@ -63,7 +65,7 @@ def inside(folder: str | Path) -> dict[str, Path]:
     Returns:
       Paths by their names relative to the folder, in order; the folder itself is not among them.
     """
-    found, level = {}, [Path(folder)]
+    found, level = {}, [Path(folder)] if Path(folder).is_dir() else []
     for _ in range(DEEPEST):
         below = sorted(one for parent in level for one in parent.iterdir())[:MOST_FOLDERS]
         for one in below:
@@ -71,6 +73,12 @@ def inside(folder: str | Path) -> dict[str, Path]:
                 found[one.relative_to(folder).as_posix()] = one
         level = [one for one in below if one.is_dir() and not one.is_symlink() and one not in found.values()]
     return found
+
+
+def several(path: str | Path) -> dict[str, Path]:
+    """The SAEs below a folder that is none itself; empty of anything else."""
+    place = Place(path)
+    return {} if place.is_file or recognise(place) is not None else inside(path)
 
 
 def write(
@@ -136,10 +144,10 @@ def _put(path: Path, form: Form) -> None:
 
 
 def _unknown(place: Place) -> str:
-    several = {} if place.is_file else inside(place.path)
-    if several:
-        names = ", ".join(list(several)[:20]) + (", ..." if len(several) > 20 else "")
-        return f"{place.path} holds {len(several)} SAEs: name one of {names}, or use load_all"
+    below = {} if place.is_file else inside(place.path)
+    if below:
+        names = ", ".join(list(below)[:20]) + (", ..." if len(below) > 20 else "")
+        return f"{place.path} holds {len(below)} SAEs: name one of {names}, or use load_all"
     found = [f"{name}{_content(place, name)}" for name in place.names[:10]]
     listed = ", ".join(found) + (", ..." if len(place.names) > 10 else "")
     looked_for = "; ".join(one.told for one in FORMATS.values())
@@ -157,4 +165,4 @@ def _content(place: Place, name: str) -> str:
     return f" ({', '.join(keys[:8]) or 'nothing'}{', ...' if len(keys) > 8 else ''})"
 
 
-__all__ = ["FORMATS", "Form", "Format", "Loaded", "Place", "inside", "read", "recognise", "write"]
+__all__ = ["FORMATS", "Form", "Format", "Loaded", "Place", "inside", "read", "recognise", "several", "write"]

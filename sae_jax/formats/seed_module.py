@@ -81,12 +81,12 @@ def from_state_dict(state: Mapping[str, np.ndarray]) -> tuple[SAE, Params]:
 def recognise(place: Place) -> bool:
     """Whether this is a PyTorch file of such a module."""
     names = place.ending(".pt", ".pth")
-    return place.is_file and len(names) == 1 and "encoder.0.weight" in keys(place, names[0])
+    return len(names) == 1 and "encoder.0.weight" in keys(place, names[0])
 
 
 def read(place: Place) -> Loaded:
     """A `.pt` file of the seed's module."""
-    return Loaded(*from_state_dict(place.torch(place.names[0])), {})
+    return Loaded(*from_state_dict(place.torch(place.ending(".pt", ".pth")[0])), {})
 
 
 def form(loaded: Loaded) -> Form:
