@@ -149,7 +149,7 @@ def _in_model(options: Eval, trained: TrainedSAE) -> tuple[dict[str, np.ndarray]
     require(len(batches) > 0, f"{text} does not fill one context of {options.context} tokens")
     shown = partial(track, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
     mean = mean_activation(logits, shown(batches, "mean activation"))
-    found = downstream(logits, *trained, shown(batches, "through the SAE"), mean=mean)
+    found = downstream(logits, trained.sae, trained.params, shown(batches, "through the SAE"), mean=mean)
     count = sum(len(batch.tokens) for batch in batches)
     return found, f"{count} contexts of {text}, read by {options.model}"
 

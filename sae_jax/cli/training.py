@@ -214,7 +214,7 @@ def _train(job: Job, options: Training, run: folder.Run, look: Callable[[Look], 
         result = sweep_all(job.groups, **rest)
     if job.normalisation is None:
         return result
-    return result.finished(lambda one: TrainedSAE(*normalise.fold(*one, job.normalisation)))
+    return result.finished(lambda one: TrainedSAE(*normalise.fold(one.sae, one.params, job.normalisation)))
 
 
 def _matching(result: SweepResult) -> float:

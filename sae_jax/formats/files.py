@@ -5,7 +5,9 @@ that would grow out of proportion and tensors that say they are larger than thei
 pickles are only read by PyTorch's restricted unpickler. Every failure is one `InputError`.
 """
 
+import errno
 import json
+import re
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,7 +16,7 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from sae_jax.base import InputError, require
@@ -155,7 +157,8 @@ def read_torch(path: Path) -> dict[str, Any]:
     """
     torch = _torch()
     with _told(path, "a PyTorch file"):
-        require(zipfile.is_zipfile(path), f"{path} cannot be read as a PyTorch file: it is none, or one of before 1.6")
+        old = f"{path} cannot be read as a PyTorch file: it is none, or one of before 1.6"
+        require(zipfile.is_zipfile(path), old)
         size = path.stat().st_size
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
@@ -189,23 +192,31 @@ def write_yaml(document: Mapping[str, Any], path: Path) -> None:
 
 def write_safetensors(tensors: Tensors, path: Path, metadata: Mapping[str, str] | None = None) -> None:
     """Write a safetensors file."""
-    save_file(
-        {name: np.ascontiguousarray(leaf) if leaf.ndim else leaf.copy() for name, leaf in tensors.items()},
-        path,
-        metadata=None if metadata is None else dict(metadata),
-    )
+    dense = {name: np.array(leaf, order="C") for name, leaf in tensors.items()}
+    try:
+        save_file(dense, path, metadata=None if metadata is None else dict(metadata))
+    except SafetensorError as error:  # a full disk is told as one of its own
+        number = re.search(r"os error (\d+)", str(error))
+        raise OSError(int(number[1]) if number else errno.EIO, str(error), str(path)) from None
 
 
 def write_npz(tensors: Tensors, path: Path) -> None:
     """Write an `.npz` file, not compressed: weights hardly would be."""
     with path.open("wb") as file:
-        np.savez(file, **tensors)
+        np.savez(file, **tensors)  # pyright: ignore[reportArgumentType]
 
 
 def write_torch(document: Mapping[str, Any], path: Path) -> None:
     """Write what `torch.load` reads: arrays as tensors, and plain values. Needs torch."""
     torch = _torch()
-    torch.save({name: as_tensor(v) if isinstance(v, np.ndarray) else v for name, v in document.items()}, path)
+    held = {name: as_tensor(v) if isinstance(v, np.ndarray) else v for name, v in document.items()}
+    try:
+        with path.open("wb") as file:
+            torch.save(held, file)
+    except RuntimeError as error:  # what torch makes of a full disk
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
 
 
 def as_tensor(array: np.ndarray):

@@ -1,6 +1,6 @@
 """What a weight format is: a way to recognise it, to read it, and to put an SAE in its terms."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,7 +29,7 @@ class Loaded(NamedTuple):
 class Form(NamedTuple):
     """An SAE in the terms of a format, not yet on disk."""
 
-    files: dict[str, Callable[[Path], None]]
+    files: Mapping[str, Callable[[Path], None]]
     """File names, and what writes each."""
     lost: tuple[str, ...] = ()
     """What the format cannot hold though features or reconstructions depend on it, each a phrase."""
