@@ -1,6 +1,7 @@
 """Sparse autoencoders in JAX: pure functions, one step, sweeps by vmap."""
 
 from sae_jax import (
+    adapters,
     architectures,
     auxk,
     data,
@@ -16,6 +17,7 @@ from sae_jax import (
     synthetic,
     transforms,
 )
+from sae_jax.adapters import SAEModule, export_functions, export_saelens, to_torch
 from sae_jax.architectures import (
     batch_topk,
     crosscoder,
@@ -49,10 +51,12 @@ __all__ = [
     "Look",
     "Params",
     "Progress",
+    "SAEModule",
     "Stopped",
     "SweepResult",
     "TrainState",
     "TrainedSAE",
+    "adapters",
     "architectures",
     "auxk",
     "batch_topk",
@@ -60,6 +64,8 @@ __all__ = [
     "crosscoder",
     "data",
     "evaluate",
+    "export_functions",
+    "export_saelens",
     "folds",
     "formats",
     "gated",
@@ -91,6 +97,7 @@ __all__ = [
     "sweep",
     "sweep_all",
     "synthetic",
+    "to_torch",
     "topk",
     "transcoder",
     "transforms",

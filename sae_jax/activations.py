@@ -56,7 +56,7 @@ def largest(values: Float[Array, "*batch n"], k: Number, k_max: int | None = Non
     rows = jax.lax.stop_gradient(values).reshape(-1, n)
     _, places = jax.lax.top_k(rows, k_max)
     kept = jnp.broadcast_to(jnp.arange(k_max) < k, places.shape)
-    mask = jnp.zeros(rows.shape, bool).at[jnp.arange(len(rows))[:, None], places].set(kept)
+    mask = jnp.zeros(rows.shape, bool).at[jnp.arange(rows.shape[0])[:, None], places].set(kept)
     return mask.reshape(values.shape)
 
 

@@ -31,7 +31,9 @@ def matmul(
     Returns:
       The product, in the common dtype. The two forms differ by rounding only.
     """
-    if math.prod(a.shape[:-1]) * b.size <= TINY:
+    rows = math.prod(a.shape[:-1])
+    # a number that is only a symbol, as in an exported program, is no int
+    if isinstance(rows, int) and rows * b.size <= TINY:
         return (jnp.asarray(a)[..., None] * b).sum(axis=-2)
     return jnp.matmul(a, b)
 

@@ -63,6 +63,10 @@ class Affine(NamedTuple):
         self._require_width(z)
         return (_times(z, self.inverse) + self.shift).astype(z.dtype)
 
+    def inverted(self) -> "Affine":
+        """The map from `z` back to `x`; folding it undoes the fold of this one, to rounding."""
+        return Affine(-_times(self.shift, self.matrix), self.inverse, self.matrix)
+
     def _require_width(self, rows) -> None:
         widths = f"this normalisation is of {len(self.shift)} columns, got {rows.shape[-1]}"
         require(rows.shape[-1] == len(self.shift), widths)

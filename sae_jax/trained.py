@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -11,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from sae_jax import formats
+from sae_jax import card, formats, hub
 from sae_jax.base import SAE, Params, require
+from sae_jax.formats import saelens
 
 
 class About(NamedTuple):
@@ -24,6 +26,8 @@ class About(NamedTuple):
     """Of the model, the site and the training, in SAELens's words: `model_name`, `hook_name`."""
     log_sparsity: np.ndarray | None = None
     """log10 of how often each latent was active, [d_sae]."""
+    origin: str | None = None
+    """Of what is from the Hugging Face hub, its address: `hf://user/repo@commit/path`, which `load` takes."""
 
 
 @dataclass(frozen=True)
@@ -83,35 +87,97 @@ class TrainedSAE:
             metadata=self.about.metadata, log_sparsity=self.about.log_sparsity, lossy=lossy,
         )  # fmt: skip
 
+    def push_to_hub(
+        self,
+        repo_id: str,
+        path_in_repo: str = "",
+        *,
+        metrics: Mapping[str, Any] | None = None,
+        private: bool = False,
+        revision: str | None = None,
+        message: str = "Upload an SAE with sae_jax",
+    ) -> hub.Pushed:
+        """Put it on the Hugging Face hub: the SAELens layout, and a model card.
 
-def load(path: str | Path) -> TrainedSAE:
-    """Read an SAE from disk, in whichever of the known formats it is.
+        Args:
+          repo_id: "user/repo", made if it is not there.
+          path_in_repo: a folder in it, where a repository holds several.
+          metrics: for the card, as `evaluate` and `sae-jax eval --json` give them.
+          private: make the repository private; one that is there and public is refused.
+          revision: a branch, made if it is not there.
+          message: of the commit.
+
+        Returns:
+          The commit: its URL, and the address that `load` takes. A README.md of someone else stays as it is.
+
+        Raises:
+          InputError: no right to write there, or a hub out of reach.
+
+        Example:
+          >>> trained.push_to_hub("me/saes", "layer_5", metrics=evaluate(*trained, batches)).origin
+        """
+        path = path_in_repo.strip("/")
+        with TemporaryDirectory() as folder:
+            self.save(folder)
+            architecture = formats.Place(folder).json(saelens.CONFIG)["architecture"]
+            cards = {
+                path: card.of_sae(
+                    repo_id, path, self.sae, self.params, self.about.metadata, metrics,
+                    opens_in_saelens=not architecture.startswith(saelens.OURS),
+                )
+            }  # fmt: skip
+            if path:
+                cards[""] = card.of_repository(repo_id)
+            return hub.push(
+                folder, repo_id, path, cards=cards, without=(saelens.SPARSITY,), private=private,
+                revision=revision, message=message,
+            )  # fmt: skip
+
+
+def load(
+    path_or_repo_id: str | Path,
+    path_in_repo: str | None = None,
+    *,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+) -> TrainedSAE:
+    """Read an SAE from disk or from the Hugging Face hub, in whichever of the known formats it is.
 
     Args:
-      path: a folder or file. `load(path).about.format` says which format was seen.
+      path_or_repo_id: a folder or file, or, where there is none of that name, a repository on the hub:
+        "user/repo" or "hf://user/repo@revision/path". `load(...).about.format` says which format was seen.
+      path_in_repo: a folder or file in it.
+      revision: of the repository: a branch, a tag or a commit.
+      cache_dir: of the hub, in place of the standard one.
 
     Returns:
-      The SAE with its weights.
+      The SAE with its weights; `about.origin` pins the commit that was read.
 
     Raises:
-      InputError: nothing there, no known format, several SAEs, NaN weights, or a damaged file.
+      InputError: nothing there, no known format, several SAEs, NaN weights, a damaged file, or a hub that
+        does not give it.
 
     Example:
       >>> sae_jax.load("sae/").encode(x)
+      >>> sae_jax.load("google/gemma-scope-2b-pt-res", "layer_20/width_16k/average_l0_71")
     """
-    name, loaded = formats.read(path)
-    for leaf, values in loaded.params.items():
-        bad = int(np.isnan(values.astype(np.float32)).sum())
-        require(bad == 0, f"{path}: {leaf} has {bad} NaN of {values.size} values")
-    params = {leaf: jnp.asarray(values) for leaf, values in loaded.params.items()}
-    return TrainedSAE(loaded.sae, params, About(name, loaded.metadata, loaded.log_sparsity))
+    return _read(*hub.locate(path_or_repo_id, path_in_repo, revision, cache_dir))
 
 
-def load_all(folder: str | Path) -> dict[str, TrainedSAE]:
+def load_all(
+    folder_or_repo_id: str | Path,
+    path_in_repo: str | None = None,
+    *,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+) -> dict[str, TrainedSAE]:
     """Read every SAE below a folder: a run of dictionary_learning, sparsify's hookpoints, a sweep's members.
 
     Args:
-      folder: looked through four levels down.
+      folder_or_repo_id: looked through four levels down; of a repository, as in `load`, all is fetched.
+      path_in_repo: a folder in it.
+      revision: of the repository: a branch, a tag or a commit.
+      cache_dir: of the hub, in place of the standard one.
 
     Returns:
       SAEs by their paths relative to the folder.
@@ -119,6 +185,16 @@ def load_all(folder: str | Path) -> dict[str, TrainedSAE]:
     Raises:
       InputError: no SAE there, or as `load`.
     """
+    folder, origin = hub.locate(folder_or_repo_id, path_in_repo, revision, cache_dir, every=True)
     found = formats.inside(folder)
     require(bool(found), f"{folder} holds no SAE in a format known here")
-    return {name: load(path) for name, path in found.items()}
+    return {name: _read(path, None if origin is None else f"{origin}/{name}") for name, path in found.items()}
+
+
+def _read(path: Path, origin: str | None) -> TrainedSAE:
+    name, loaded = formats.read(path)
+    for leaf, values in loaded.params.items():
+        bad = int(np.isnan(values.astype(np.float32)).sum())
+        require(bad == 0, f"{path}: {leaf} has {bad} NaN of {values.size} values")
+    params = {leaf: jnp.asarray(values) for leaf, values in loaded.params.items()}
+    return TrainedSAE(loaded.sae, params, About(name, loaded.metadata, loaded.log_sparsity, origin))

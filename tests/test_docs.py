@@ -26,6 +26,7 @@ PAGES = [
     "docs/undoing_superposition.md",
     "docs/synthsaebench.md",
     "docs/activations.md",
+    "docs/formats.md",
 ]
 
 

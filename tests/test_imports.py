@@ -33,6 +33,8 @@ LEVELS = {
     "formats": 4,
     "recipes": 5,
     "plan": 5,
+    "hub": 5,
+    "card": 5,
     "trained": 5,
     "result": 5,
     "program": 5,
@@ -66,6 +68,10 @@ WITHIN_A_LEVEL = {
     ("normalise", "folds"),
     ("formats", "layer_norm"),
     ("formats", "folds"),
+    ("formats", "normalise"),
+    ("card", "hub"),
+    ("trained", "hub"),
+    ("trained", "card"),
     ("result", "trained"),
     ("sweep", "trained"),
     ("sweep", "result"),
@@ -181,4 +187,6 @@ print(json.dumps([xla_bridge.backends_are_initialized(), [name for name in sys.m
     assert not initialised
     assert not orbax
     assert {"jax", "sae_jax"} <= set(loaded)
-    assert not {"torch", "matplotlib", "plotly", "sae_lens", "transformers", "tyro"} & set(loaded)
+    assert not {"torch", "matplotlib", "plotly", "sae_lens", "transformers", "tyro", "huggingface_hub"} & set(
+        loaded
+    )

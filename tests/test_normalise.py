@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import sae_jax
-from sae_jax import Batch, InputError, TrainedSAE, TrainState
+from sae_jax import Batch, InputError, TrainedSAE, TrainState, folds
 from sae_jax.architectures import find
 from sae_jax.base import Progress
 from sae_jax.data import Source
@@ -231,6 +231,19 @@ def test_the_folded_sae_on_raw_rows_is_the_trained_one_on_normalised_rows(factor
     assert not raw.config.get("rescale_acts_by_decoder_norm")
     assert set(folded) == set(params) | {"W_enc"}
     assert all(folded[name].dtype == np.float64 for name in folded)
+
+
+@every_affine
+def test_the_inverted_map_undoes_the_fold(measure, x64):
+    x = rows()
+    affine = measure(x)
+    np.testing.assert_allclose(affine.inverted()(affine(x)), x, rtol=1e-10, atol=1e-10)
+    for factory in AUTOENCODERS.values():
+        sae, params = folds.plain(factory(), random_params(factory()))
+        again, back = fold(*fold(sae, params, affine), affine.inverted())
+        assert again.config == sae.config
+        for name, leaf in params.items():
+            np.testing.assert_allclose(back[name], leaf, rtol=1e-8, atol=1e-8, err_msg=name)
 
 
 @every_affine

@@ -1,4 +1,4 @@
-"""The command line: `sae-jax sweep | train | eval | harvest | convert | inspect | verify | doctor`."""
+"""The command line: `sae-jax sweep | train | eval | harvest | convert | inspect | push | verify | doctor`."""
 
 import errno
 import os
@@ -11,7 +11,7 @@ import tyro
 
 import sae_jax
 from sae_jax.base import InputError
-from sae_jax.cli import conversion, doctor, evaluate, harvesting, inspection, training, verification
+from sae_jax.cli import conversion, doctor, evaluate, harvesting, hub, inspection, training, verification
 
 
 def sweep(options: tyro.conf.OmitArgPrefixes[training.Training]) -> int:
@@ -58,6 +58,11 @@ def inspect_(options: tyro.conf.OmitArgPrefixes[inspection.Inspect]) -> int:
     return inspection.run(options)
 
 
+def push_(options: tyro.conf.OmitArgPrefixes[hub.Push]) -> int:
+    """Put an SAE on the Hugging Face hub, in the SAELens layout with a model card."""
+    return hub.run(options)
+
+
 COMMANDS: dict[str, Callable[[Any], int]] = {
     "sweep": sweep,
     "train": train,
@@ -65,6 +70,7 @@ COMMANDS: dict[str, Callable[[Any], int]] = {
     "harvest": harvest,
     "convert": convert_,
     "inspect": inspect_,
+    "push": push_,
     "verify": verify,
     "doctor": doctor_,
 }

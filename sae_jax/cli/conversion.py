@@ -8,6 +8,7 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
+from sae_jax import hub
 from sae_jax.convert import Conversion, convert
 from sae_jax.data import read_array
 
@@ -40,8 +41,8 @@ def run(options: Convert) -> int:
     x = None if options.data is None else read_array(options.data)[: options.rows]
     console = Console(stderr=options.as_json)
     done = convert(
-        Path(options.src), options.dst, options.to, check=not options.no_check, x=x, lossy=options.lossy,
-        overwrite=options.overwrite, told=lambda one: _tell(console, one, options.to),
+        hub.locate(options.src).path, options.dst, options.to, check=not options.no_check, x=x,
+        lossy=options.lossy, overwrite=options.overwrite, told=lambda one: _tell(console, one, options.to),
     )  # fmt: skip
     if options.as_json:
         print(json.dumps([_plain(one, options.to) for one in done], indent=2))

@@ -30,8 +30,8 @@ ROWS_OF_A_WORLD = 65_536
 class Eval:
     """Which SAE to measure, and on what."""
 
-    sae: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="SAE")]
-    """A folder in the SAELens layout, or a .pt file of the seed's module."""
+    sae: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SAE")]
+    """A file or folder in any known format, or a Hugging Face repository: user/repo, hf://user/repo@rev/path."""
     data: Annotated[
         tyro.conf.Positional[str | None], tyro.conf.arg(metavar="DATA", help_behavior_hint="")
     ] = None

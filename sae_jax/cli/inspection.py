@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
@@ -10,7 +9,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from sae_jax import formats
+from sae_jax import formats, hub
 from sae_jax.inspection import inspect
 
 
@@ -25,7 +24,7 @@ class Inspect:
 
 def run(options: Inspect) -> int:
     """Tell what is in a file of weights; of a folder of several, what is in each."""
-    path = Path(options.path)
+    path = hub.locate(options.path).path
     found = [inspect(one) for one in formats.several(path).values() or [path]]
     if options.as_json:
         print(json.dumps(found[0] if len(found) == 1 else found, indent=2, default=str))

@@ -9,12 +9,14 @@ import numpy as np
 from sae_jax.architectures import TABLE
 from sae_jax.base import SAE, InputError, Params, require
 from sae_jax.folds import fold_decoder_norms, plain
-from sae_jax.formats import described, saelens, seed_module
+from sae_jax.formats import described, dictionary_learning, saelens, seed_module, sparsify
 from sae_jax.formats.files import Place
 from sae_jax.formats.format import Form, Format, Loaded
 
 FORMATS: dict[str, Format] = {
     "saelens": saelens.FORMAT,
+    "dictionary_learning": dictionary_learning.FORMAT,
+    "sparsify": sparsify.FORMAT,
     "seed": seed_module.FORMAT,
 }
 """Every format by name, in the order in which they are looked for."""

@@ -7,22 +7,28 @@ Our own `config`, and leaves that SAELens has no tensor for, ride in the metadat
 here comes back as it was, penalty and all. A crosscoder, a transcoder of `topk` or `gated`, and a layer norm
 before a skip connection have no form in SAELens: they are written into the same two files under an
 architecture `sae_jax_...`, which only `sae_jax.load` opens.
+
+A checkpoint of SAELens's trainer is read too: see `saelens_checkpoint`.
 """
 
 from functools import partial
 from typing import Any
 
+import jax.numpy as jnp
+import numpy as np
+
 from sae_jax.architectures import build
 from sae_jax.base import SAE, require
 from sae_jax.folds import batch_topk_as_jumprelu, inner, kind, plain_of
-from sae_jax.formats import files
+from sae_jax.formats import files, saelens_checkpoint
 from sae_jax.formats.described import DESCRIPTION, LEAVES, built
 from sae_jax.formats.files import Place
 from sae_jax.formats.format import Form, Format, Loaded, fitted
-from sae_jax.layer_norm import is_layer_normed, layer_normed
+from sae_jax.layer_norm import is_layer_normed
 
 CONFIG, WEIGHTS, SPARSITY = "cfg.json", "sae_weights.safetensors", "sparsity.safetensors"
 OURS = "sae_jax_"
+RESHAPED = "reshape_activations"
 LAYOUT_VERSION = "6.54.12"
 """The SAELens whose layout this is. A version under 6.0 would have the config upgraded as an old one."""
 
@@ -43,11 +49,21 @@ TRANSCODERS = {
 }
 """(what the transcoder is of, whether it has a skip connection) to SAELens's name."""
 
+HAS_NO_FORM = "it has none for crosscoders, transcoders of topk or gated, and a layer norm before a skip"
+
+OLD_NAMES = {"hook_point": "hook_name", "hook_point_head_index": "hook_head_index"}
+OF_THE_SITE = (
+    "model_name", "hook_name", "hook_head_index", "context_size", "prepend_bos", "dataset_path",
+    "model_from_pretrained_kwargs", "model_class_name", "neuronpedia_id", "seqpos_slice",
+)  # fmt: skip
+"""What a config of before 6.0 tells at its top, and one of today in its metadata."""
+
+AUXK = {"auxk": 1.0, "auxk_loss": "auxk.saelens"}
 L1 = {"architecture": "relu", "l1": 0.0, "mean_features": False, "decoder_norm_l1": True}
 L0 = {"architecture": "jumprelu", "l0_coefficient": 0.0}
 ITS_OWN = {
     "standard": L1,
-    "topk": {"architecture": "topk", "auxk": 1.0, "auxk_loss": "auxk.saelens"},
+    "topk": {"architecture": "topk", **AUXK},
     "jumprelu": L0,
     "gated": {"architecture": "gated", "l1": 0.0, "decoder_norm_l1": True, "detach_auxiliary": False},
     **{
@@ -55,9 +71,13 @@ ITS_OWN = {
         for (kind, skip), name in TRANSCODERS.items()
         for of in ({"standard": L1, "jumprelu": L0}[kind],)
     },
-}
-"""What SAELens's architectures are called by here: its conventions, and a penalty of weight 0, which its
-files do not tell."""
+    "batchtopk": {"architecture": "batch_topk", **AUXK, "threshold_init": 0.0},
+    "matryoshka_batchtopk": {
+        "architecture": "matryoshka", "of": "batch_topk", **AUXK, "threshold_init": 0.0
+    },
+}  # fmt: skip
+"""What SAELens's architectures are called by here: its conventions, and a penalty of weight 0, which only
+its trainer's files tell. The last two only a trainer writes; when it is done, they are jumprelu."""
 
 
 def recognise(place: Place) -> bool:
@@ -69,7 +89,7 @@ def form(loaded: Loaded) -> Form:
     """An SAE in the terms of the layout; a BatchTopK becomes a JumpReLU whose thresholds are all the same."""
     described = {name: loaded.metadata[name] for name in (DESCRIPTION, LEAVES) if name in loaded.metadata}
     sae, params = loaded.sae, dict(loaded.params)
-    name = _name_there(sae)
+    name = name_there(sae)
     if name is not None:
         sae, params = batch_topk_as_jumprelu(sae, params)
     config, core = sae.config, inner(sae.config)
@@ -81,7 +101,7 @@ def form(loaded: Loaded) -> Form:
         "device": "cpu",
         "apply_b_dec_to_input": core.get("apply_b_dec_to_input", False),
         "normalize_activations": "layer_norm" if is_layer_normed(sae) else "none",
-        "reshape_activations": "none",
+        "reshape_activations": loaded.metadata.get(RESHAPED, "none"),
     }
     if "d_out" in config:
         cfg["d_out"] = config["d_out"]
@@ -89,7 +109,7 @@ def form(loaded: Loaded) -> Form:
         cfg |= {"k": int(core["k"]), "rescale_acts_by_decoder_norm": False}
     if name is not None and "W_skip" in params:
         params["W_skip"] = params["W_skip"].T
-    rest = {key: value for key, value in loaded.metadata.items() if key not in described}
+    rest = {key: value for key, value in loaded.metadata.items() if key not in (*described, RESHAPED)}
     cfg["metadata"] = {
         **rest,
         "sae_lens_version": LAYOUT_VERSION,
@@ -102,7 +122,7 @@ def form(loaded: Loaded) -> Form:
     return Form(written)
 
 
-def _name_there(sae: SAE) -> str | None:
+def name_there(sae: SAE) -> str | None:
     """SAELens's name for the architecture, or None where it has none."""
     name = NAMES.get(kind(sae))
     if "d_out" not in sae.config:
@@ -113,26 +133,28 @@ def _name_there(sae: SAE) -> str | None:
 
 
 def read(place: Place) -> Loaded:
-    """An SAE in the SAELens layout: given SAELens's loss, with the penalty's weight at 0, which no file tells."""
+    """An SAE in the SAELens layout, given SAELens's loss; what normalised a trainer's rows is folded in."""
     require(place.has(CONFIG), _without_config(place))
     cfg, weights = _upgraded(place.json(CONFIG)), dict(place.safetensors(WEIGHTS))
     metadata = cfg.get("metadata", {})
     require(isinstance(metadata, dict), f"{CONFIG}: metadata must be an object")
     sae = _model_of(cfg, metadata)
-    where = f"{place.path / WEIGHTS}"
-    if "W_skip" in weights and not str(cfg["architecture"]).startswith(OURS):
+    where, name = f"{place.path / WEIGHTS}", str(cfg["architecture"])
+    if "W_skip" in weights and not name.startswith(OURS):
         weights["W_skip"] = weights["W_skip"].T
     # a factor of 1 that SAELens wrote into every file for a while
     if "scaling_factor" in weights and bool((weights["scaling_factor"] == 1).all()):
         del weights["scaling_factor"]
+    weights = saelens_checkpoint.with_threshold(weights)
     params = fitted(sae, weights, where)
     extra = weights.keys() - params.keys()
-    require(
-        not extra,
-        f"{where} has tensors that a {cfg['architecture']!r} does not have: {', '.join(sorted(extra))}",
-    )
-    sparsity = place.safetensors(SPARSITY).get("sparsity") if place.has(SPARSITY) else None
-    return Loaded(sae, params, metadata, sparsity)
+    require(not extra, f"{where} has tensors that a {name!r} does not have: {', '.join(sorted(extra))}")
+    if not name.startswith(OURS):
+        normalised = cfg.get("normalize_activations", "none")
+        sae, params = saelens_checkpoint.on_raw_rows(sae, params, name, normalised, place)
+    if cfg.get(RESHAPED, "none") != "none":
+        metadata = {**metadata, RESHAPED: cfg[RESHAPED]}
+    return Loaded(sae, params, metadata, _log_sparsity(place, sae))
 
 
 def _model_of(cfg: dict[str, Any], metadata: dict[str, Any]) -> SAE:
@@ -148,18 +170,24 @@ def _model_of(cfg: dict[str, Any], metadata: dict[str, Any]) -> SAE:
         flags["apply_b_dec_to_input"] = True
     if name == "topk":
         whole.append("k")
+    if "topk" in str(name):
         flags["rescale_acts_by_decoder_norm"] = False
     for key in whole:
         require(type(cfg.get(key)) is int, f"{CONFIG} must give {key} as a whole number")
     taken = {key: cfg[key] for key in whole} | {key: cfg.get(key, value) for key, value in flags.items()}
     for key in flags:
         require(type(taken[key]) is bool, f"{CONFIG} must give {key} as true or false")
-    normalised = cfg.get("normalize_activations", "none")
-    layer_norm_before_skip = normalised == "layer_norm" and ITS_OWN[str(name)].get("skip", False)
-    read_here = normalised in ("none", "layer_norm") and not layer_norm_before_skip
-    require(read_here, f"inputs of a {name!r} are normalised by {normalised!r}, which is not read here")
-    sae = build({**ITS_OWN[str(name)], **taken})
-    return layer_normed(sae) if normalised == "layer_norm" else sae
+    return build({**ITS_OWN[str(name)], **taken, **saelens_checkpoint.training(cfg, CONFIG)})
+
+
+def _log_sparsity(place: Place, sae: SAE) -> np.ndarray | None:
+    """log10 of how often each latent was active."""
+    if not place.has(SPARSITY):
+        return None
+    found, width = place.safetensors(SPARSITY).get("sparsity"), sae.config["d_sae"]
+    told = found is not None and found.shape == (width,) and jnp.issubdtype(found.dtype, jnp.floating)
+    require(told, f"{place.path / SPARSITY} must hold one tensor, sparsity [{width}], floating point")
+    return found
 
 
 def _without_config(place: Place) -> str:
@@ -182,8 +210,12 @@ def _upgraded(cfg: dict[str, Any]) -> dict[str, Any]:
         changes["k"] = cfg.get("k", kwargs.get("k") if isinstance(kwargs, dict) else None)
     elif activation != "relu":
         changes["architecture"] = f"{cfg.get('architecture')} with {activation}"
-    if cfg.get("normalize_activations") in (False, None):
-        changes["normalize_activations"] = "none"
+    normalised = cfg.get("normalize_activations")
+    if normalised is None or isinstance(normalised, bool):
+        changes["normalize_activations"] = "expected_average_only_in" if normalised else "none"
+    if "metadata" not in cfg:
+        named = {OLD_NAMES.get(key, key): value for key, value in cfg.items()}
+        changes["metadata"] = {key: named[key] for key in OF_THE_SITE if named.get(key) is not None}
     return {**cfg, **changes}
 
 

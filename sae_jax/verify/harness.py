@@ -1,6 +1,6 @@
 """Train an SAE here and a module in PyTorch from the same weights on the same batches, and compare."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -34,6 +34,17 @@ class Report(NamedTuple):
     bounds: dict[str, float]
     means: dict[str, float] | None = None
     """Each term of the loss here, averaged over the steps: one that is 0 throughout has proved nothing."""
+    trajectory: dict[str, list[float]] | None = None
+    """The error of every parameter after each step, where `compare` followed them."""
+
+    @property
+    def parted(self) -> tuple[int, str] | None:
+        """The first step after which a parameter is past the bound, and which is furthest; None for never."""
+        for step, errors in enumerate(zip(*(self.trajectory or {}).values(), strict=True), 1):
+            error, name = max(zip(map(_nan_is_infinite, errors), self.trajectory or {}, strict=True))
+            if error > self.bounds["trained"]:
+                return step, name
+        return None
 
     @property
     def worst(self) -> dict[str, float]:
@@ -42,8 +53,9 @@ class Report(NamedTuple):
 
     @property
     def ok(self) -> bool:
-        """Whether every stage is within its bound."""
-        return all(error <= self.bounds[stage] for stage, error in self.worst.items())
+        """Whether every stage is within its bound, and every step that was followed."""
+        within = all(error <= self.bounds[stage] for stage, error in self.worst.items())
+        return within and self.parted is None
 
 
 def compare(
@@ -63,6 +75,7 @@ def compare(
     after_backward: Callable[["torch.nn.Module"], None] | None = None,
     after_step: Callable[["torch.nn.Module"], None] | None = None,
     bounds: Mapping[str, float] | None = None,
+    follow: bool = False,
 ) -> Report:
     """Hold an SAE against any PyTorch module that claims to be the same model.
 
@@ -95,6 +108,7 @@ def compare(
       after_backward: what is done to the module's gradients (or weights) before each step: clipping, say.
       after_step: what is done to the module after each step, a constraint on the decoder say.
       bounds: largest relative error by stage; None for `BOUNDS[dtype]`.
+      follow: hold the parameters beside one another after every step, not only after the last.
 
     Returns:
       A `Report`.
@@ -117,11 +131,25 @@ def compare(
         y.ndim == batches.ndim and y.shape[:2] == batches.shape[:2],
         f"targets must be one row per row of batches, {batches.shape[:2]}, got shape {y.shape}",
     )
-    with jax.enable_x64(True) if dtype == "float64" else nullcontext():
-        ours, means = _train_here(sae, optimizer, params, batches, y, since_fired, steps, dtype)
     hooks = after_backward or _nothing, after_step or _nothing
     data = (batches,) if targets is None else (batches, targets)
-    theirs = _train_there(module, names, observe, torch_optimizer, params, data, steps, dtype, hooks)
+    stride = 1 if follow else steps
+    here = _train_here(sae, optimizer, params, batches, y, since_fired, steps, dtype, stride)
+    there = _train_there(module, names, observe, torch_optimizer, params, data, steps, dtype, hooks, stride)
+    trajectory: dict[str, list[float]] = {name: [] for name in params}
+    # Default matrix products on an accelerator round to fewer bits than the dtype has.
+    with (
+        jax.enable_x64(True) if dtype == "float64" else nullcontext(),
+        jax.default_matmul_precision("highest"),
+    ):
+        ours, theirs = next(here), next(there)
+        for after_steps in zip(here, there, strict=True):
+            (trained, sums), (trained_there, sums_there) = after_steps
+            for name, errors in trajectory.items():
+                errors.append(relative_error(trained[name], trained_there[name]))
+    means = {name: float(total / steps) for name, total in sums.items()}
+    ours["trained"] = {**trained, **_named_mean(sums, steps)}
+    theirs["trained"] = {**trained_there, **_named_mean(sums_there, steps)}
     for stage in ours:
         unknown = sorted(set(theirs[stage]) - set(ours[stage]))
         require(
@@ -132,7 +160,7 @@ def compare(
         for stage in theirs
     }
     errors = {stage: by_name for stage, by_name in errors.items() if by_name}
-    return Report(dtype, steps, errors, dict(bounds or BOUNDS[dtype]), means)
+    return Report(dtype, steps, errors, dict(bounds or BOUNDS[dtype]), means, trajectory if follow else None)
 
 
 def relative_error(ours: np.ndarray, theirs: np.ndarray) -> float:
@@ -142,12 +170,8 @@ def relative_error(ours: np.ndarray, theirs: np.ndarray) -> float:
     return float(np.abs(ours - theirs).max() / (np.abs(theirs).max() or 1.0))
 
 
-Stages = dict[str, dict[str, np.ndarray]]
-
-
-def _train_here(
-    sae, optimizer, params, batches, targets, since_fired, steps, dtype
-) -> tuple[Stages, dict[str, float]]:
+def _train_here(sae, optimizer, params, batches, targets, since_fired, steps, dtype, stride) -> Iterator[Any]:
+    """The first pass by stage; then after every `stride` steps the parameters, and each term's sum so far."""
     params = {name: jnp.asarray(leaf, dtype) for name, leaf in params.items()}
     data = Batch(jnp.asarray(batches, dtype), jnp.asarray(targets, dtype))
     state = state_from(params, optimizer)
@@ -170,20 +194,17 @@ def _train_here(
         }
 
     @jax.jit
-    def train(state):
+    def train(state, start):
         # one compiled loop: five hundred calls of a small step would be mostly calls
         batch = lambda i: jax.tree.map(lambda rows: rows[i % len(rows)], data)  # noqa: E731
-        return jax.lax.scan(lambda state, i: step(state, batch(i)), state, jnp.arange(steps))
+        return jax.lax.scan(lambda state, i: step(state, batch(i)), state, start + jnp.arange(stride))
 
-    # Default matrix products on an accelerator round to fewer bits than the dtype has.
-    with jax.default_matmul_precision("highest"):
-        stages = first(state)
-        state, history = train(state)
-    means = {name: np.asarray(values, np.float64).mean() for name, values in history.items()}
-    stages["trained"] = {**state.params, **{f"mean {name}": mean for name, mean in means.items()}}
-    return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), stages), {
-        name: float(mean) for name, mean in means.items()
-    }
+    yield _wide(first(state))
+    sums = {}
+    for start in range(0, steps, stride):
+        state, history = train(state, jnp.asarray(start))
+        sums = {name: sums.get(name, 0.0) + values.sum() for name, values in _wide(history).items()}
+        yield _wide(state.params), sums
 
 
 def _loss_and_logs(sae: SAE):
@@ -194,28 +215,49 @@ def _loss_and_logs(sae: SAE):
     return loss
 
 
-def _train_there(
-    module, names, observe, torch_optimizer, params, data, steps, dtype, hooks
-) -> dict[str, dict[str, np.ndarray]]:
+def put(params: Params, module: "torch.nn.Module", names: Mapping[str, str]) -> dict[str, "torch.Tensor"]:
+    """Write our weights over the module's, and tell which of its tensors are whose counterpart.
+
+    Args:
+      params: weights, numpy or JAX.
+      module: its parameters are overwritten.
+      names: as in `compare`.
+
+    Returns:
+      The module's tensors by our names, laid out as they are there.
+
+    Raises:
+      InputError: names or shapes that do not match.
+    """
     import torch
 
-    module.to(getattr(torch, dtype))
     _require_names(module, names, params)
     kept = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     tensors = {ours: kept[theirs.removesuffix(".T")] for ours, theirs in names.items()}
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            start = torch.as_tensor(np.array(params[name], np.float64))
+            tensor.copy_(start.T if names[name].endswith(".T") else start)
+    return tensors
+
+
+def _train_there(
+    module, names, observe, torch_optimizer, params, data, steps, dtype, hooks, stride
+) -> Iterator[Any]:
+    """As `_train_here`, in PyTorch."""
+    import torch
+
+    module.to(getattr(torch, dtype))
+    tensors = put(params, module, names)
     after_backward, after_step = map(torch.no_grad(), hooks)
 
     def as_ours(name: str, tensor: torch.Tensor) -> np.ndarray:
         array = tensor.detach().to(torch.float64).numpy().copy()
         return array.T if names[name].endswith(".T") else array
 
-    with torch.no_grad():
-        for name, tensor in tensors.items():
-            start = torch.as_tensor(np.array(params[name], np.float64))
-            tensor.copy_(start.T if names[name].endswith(".T") else start)
     data = [torch.as_tensor(rows).to(getattr(torch, dtype)) for rows in data]
     optimizer = torch_optimizer(module.parameters())
-    stages, sums = {}, {}
+    sums = {}
     for i in range(steps):
         optimizer.zero_grad()
         seen = observe(module, *(rows[i % len(rows)] for rows in data))
@@ -223,16 +265,23 @@ def _train_there(
         seen["loss"].backward()
         arrays = {name: tensor.detach().to(torch.float64).numpy() for name, tensor in seen.items()}
         forward = {name: arrays.pop(name) for name in ("f", "x_hat") if name in arrays}
-        if not stages:
+        if i == 0:
             gradients = {name: as_ours(name, _gradient(name, tensor)) for name, tensor in tensors.items()}
-            stages = {"forward": forward, "loss": arrays, "gradients": gradients}
+            yield {"forward": forward, "loss": arrays, "gradients": gradients}
         sums = {name: sums.get(name, 0.0) + array for name, array in arrays.items()}
         after_backward(module)
         optimizer.step()
         after_step(module)
-    trained = {name: as_ours(name, tensor) for name, tensor in tensors.items()}
-    means = {f"mean {name}": np.asarray(total / steps) for name, total in sums.items()}
-    return {**stages, "trained": {**trained, **means}}
+        if (i + 1) % stride == 0:
+            yield {name: as_ours(name, tensor) for name, tensor in tensors.items()}, sums
+
+
+def _wide(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), tree)
+
+
+def _named_mean(sums: dict[str, Any], steps: int) -> dict[str, np.ndarray]:
+    return {f"mean {name}": np.asarray(total / steps) for name, total in sums.items()}
 
 
 def _nothing(module: "torch.nn.Module") -> None:

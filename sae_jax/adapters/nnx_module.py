@@ -1,4 +1,4 @@
-"""A trained SAE as a live object of other frameworks."""
+"""A trained SAE as a Flax module."""
 
 from flax import nnx
 from jaxtyping import Array, Float
