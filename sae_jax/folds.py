@@ -292,6 +292,18 @@ def gated_as_jumprelu(sae: SAE, params: Params) -> Folded:
     return _as(sae, "jumprelu", **_subtracts(sae)), params
 
 
+def as_jumprelu(sae: SAE, params: Params) -> Folded:
+    """A `relu`, `batch_topk` or `gated` as the JumpReLU that it is; a JumpReLU as a plain one.
+
+    Raises:
+      InputError: a `topk`, whose latents are chosen by comparison with one another, or a crosscoder.
+    """
+    ways = {"relu": relu_as_jumprelu, "batch_topk": batch_topk_as_jumprelu, "gated": gated_as_jumprelu}
+    able = (*ways, "jumprelu")
+    require(kind(sae) in able, f"a {kind(sae)} is no JumpReLU, as one of {', '.join(able)} is")
+    return ways.get(kind(sae), plain)(sae, params)
+
+
 def _as(sae: SAE, kind: str, **arguments: Any) -> SAE:
     """A plain SAE of another kind between the same sites."""
     sizes = {name: sae.config[name] for name in ("d_in", "d_sae")}

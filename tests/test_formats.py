@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from dataclasses import replace
 from functools import partial
 
@@ -495,7 +496,10 @@ def test_paths_that_hold_no_sae(tmp_path, folder):
     refused(tmp_path / "none", "does not exist")
     (tmp_path / "empty").mkdir()
     refused(tmp_path / "empty", "is in no format known here", "SAELens", "PyTorch", "found: no files")
-    refused(tmp_path, "holds 1 SAEs: name one of sae, or use load_all")
+    assert sae_jax.load(tmp_path).about.format == "saelens", "the one SAE below a folder is meant"
+    shutil.copytree(folder, tmp_path / "again")
+    refused(tmp_path, "holds 2 SAEs: name one of again, sae, or use load_all")
+    shutil.rmtree(tmp_path / "again")
     assert list(sae_jax.load_all(tmp_path)) == ["sae"]
     (tmp_path / "a.txt").write_text("hello")
     refused(tmp_path / "a.txt", "is in no format known here")

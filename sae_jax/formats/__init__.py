@@ -9,14 +9,32 @@ import numpy as np
 from sae_jax.architectures import TABLE
 from sae_jax.base import SAE, InputError, Params, require
 from sae_jax.folds import fold_decoder_norms, plain
-from sae_jax.formats import described, dictionary_learning, saelens, seed_module, sparsify
+from sae_jax.formats import (
+    circuit_tracer,
+    crosscoder,
+    described,
+    dictionary_learning,
+    gemma_scope,
+    gemma_scope_2,
+    llama_scope,
+    openai,
+    saelens,
+    seed_module,
+    sparsify,
+)
 from sae_jax.formats.files import Place
 from sae_jax.formats.format import Form, Format, Loaded
 
 FORMATS: dict[str, Format] = {
+    "llama_scope": llama_scope.FORMAT,
     "saelens": saelens.FORMAT,
     "dictionary_learning": dictionary_learning.FORMAT,
     "sparsify": sparsify.FORMAT,
+    "gemma_scope": gemma_scope.FORMAT,
+    "gemma_scope_2": gemma_scope_2.FORMAT,
+    "circuit_tracer": circuit_tracer.FORMAT,
+    "openai": openai.FORMAT,
+    "crosscoder": crosscoder.FORMAT,
     "seed": seed_module.FORMAT,
 }
 """Every format by name, in the order in which they are looked for."""
@@ -42,6 +60,9 @@ def read(path: str | Path) -> tuple[str, Loaded]:
     path = Path(path)
     require(path.exists(), f"{path} does not exist")
     place = Place(path)
+    below = several(path)
+    if len(below) == 1:
+        return read(*below.values())
     name = recognise(place)
     if name is None:
         raise InputError(_unknown(place))
@@ -133,15 +154,18 @@ def _put(path: Path, form: Form) -> None:
     name = next(iter(form.files))
     single = len(form.files) == 1 and path.suffix == Path(name).suffix and not path.is_dir()
     files = {path: form.files[name]} if single else {path / name: put for name, put in form.files.items()}
-    (path.parent if single else path).mkdir(parents=True, exist_ok=True)
-    stages = {file.with_name(f".{file.name}.writing"): file for file in files}
+    stages = {file: file.with_name(f".{file.name}.writing") for file, put in files.items() if put is not None}
     try:
-        for stage, file in stages.items():
+        for file, stage in stages.items():
+            file.parent.mkdir(parents=True, exist_ok=True)
             files[file](stage)
-        for stage, file in stages.items():
-            stage.replace(file)
+        for file in files:
+            if file in stages:
+                stages[file].replace(file)
+            else:
+                file.unlink(missing_ok=True)
     finally:
-        for stage in stages:
+        for stage in stages.values():
             stage.unlink(missing_ok=True)
 
 

@@ -88,7 +88,8 @@ def _params(sae: SAE, leaves: dict[str, Any], loaded: Loaded) -> Params | None:
     """Its weights out of the file's and the description's; None where they do not fit."""
     weights = loaded.params
     subtracts = inner(sae.config).get("apply_b_dec_to_input")
-    if subtracts is not None and "d_out" not in sae.config and kind(loaded.sae) != "crosscoder":
+    between = any("d_out" in one.config for one in (sae, loaded.sae))
+    if subtracts is not None and not between and kind(loaded.sae) != "crosscoder":
         weights = fold_b_dec(loaded.sae, loaded.params, subtracts)[1]
     shapes = jax.eval_shape(lambda: sae.init(jax.random.key(0)))
     found = {name: _unlisted(name, leaves[name]) if name in leaves else weights.get(name) for name in shapes}
@@ -103,13 +104,14 @@ def _same(described: tuple[SAE, Params], loaded: Loaded) -> bool:
     )
     if kind(ours) != kind(theirs) or is_layer_normed(ours) != is_layer_normed(theirs):
         return False
+    if any(ours.config.get(name) != theirs.config.get(name) for name in ("d_out", "skip", "sources")):
+        return False
+    if inner(ours.config).get("k") != inner(theirs.config).get("k"):
+        return False
     subtracts = inner(ours.config).get("apply_b_dec_to_input")
     moved = subtracts != inner(theirs.config).get("apply_b_dec_to_input")
     if moved and subtracts is not None:
         theirs, weights = fold_b_dec(theirs, weights, subtracts)
-    told = ("k", "skip", "d_out", "sources")
-    if any(inner(ours.config).get(name) != inner(theirs.config).get(name) for name in told):
-        return False
     return params.keys() == weights.keys() and all(_close(params[name], weights[name]) for name in weights)
 
 

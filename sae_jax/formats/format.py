@@ -29,8 +29,8 @@ class Loaded(NamedTuple):
 class Form(NamedTuple):
     """An SAE in the terms of a format, not yet on disk."""
 
-    files: Mapping[str, Callable[[Path], None]]
-    """File names, and what writes each."""
+    files: Mapping[str, Callable[[Path], None] | None]
+    """File names, and what writes each; None of one that must not stay where an earlier SAE had it."""
     lost: tuple[str, ...] = ()
     """What the format cannot hold though features or reconstructions depend on it, each a phrase."""
 

@@ -140,8 +140,11 @@ def read(place: Place) -> Loaded:
     require(isinstance(metadata, dict), f"{CONFIG}: metadata must be an object")
     sae = _model_of(cfg, metadata)
     where, name = f"{place.path / WEIGHTS}", str(cfg["architecture"])
-    if "W_skip" in weights and not name.startswith(OURS):
-        weights["W_skip"] = weights["W_skip"].T
+    normalised_by = None
+    if not name.startswith(OURS):
+        told = cfg.get("normalize_activations", "none")
+        normalised_by = saelens_checkpoint.normalisation(sae, name, told, place)
+        weights |= {leaf: weights[leaf].T for leaf in ("W_skip",) if leaf in weights}
     # a factor of 1 that SAELens wrote into every file for a while
     if "scaling_factor" in weights and bool((weights["scaling_factor"] == 1).all()):
         del weights["scaling_factor"]
@@ -149,11 +152,9 @@ def read(place: Place) -> Loaded:
     params = fitted(sae, weights, where)
     extra = weights.keys() - params.keys()
     require(not extra, f"{where} has tensors that a {name!r} does not have: {', '.join(sorted(extra))}")
-    if not name.startswith(OURS):
-        normalised = cfg.get("normalize_activations", "none")
-        sae, params = saelens_checkpoint.on_raw_rows(sae, params, name, normalised, place)
-    if cfg.get(RESHAPED, "none") != "none":
-        metadata = {**metadata, RESHAPED: cfg[RESHAPED]}
+    sae, params = saelens_checkpoint.on_raw_rows(sae, params, normalised_by)
+    if cfg.get(RESHAPED) == "hook_z":
+        metadata = {**metadata, RESHAPED: "hook_z"}
     return Loaded(sae, params, metadata, _log_sparsity(place, sae))
 
 

@@ -10,7 +10,6 @@ log_threshold [d_sae]. Rows that the SAE sees are normalised by what lies beside
 `trainer_state.pt`, the optimizer's, is not read.
 """
 
-import math
 from typing import Any
 
 import jax.numpy as jnp
@@ -19,22 +18,32 @@ import numpy as np
 from sae_jax.base import SAE, Params, require
 from sae_jax.folds import Folded
 from sae_jax.formats.files import Place, Tensors
-from sae_jax.layer_norm import layer_normed
-from sae_jax.normalise import Affine, fold, identity
+from sae_jax.layer_norm import LayerNorm, layer_norm, layer_normed
+from sae_jax.normalise import Affine, Normalisation, fold, identity
 
 SCALER, WHITENING = "activation_scaler.json", "activation_whitening.safetensors"
 
-TOLD = {
-    "l1_coefficient": "l1",
-    "l1_warm_up_steps": "l1_warmup",
+L1 = {"l1_coefficient": "l1", "l1_warm_up_steps": "l1_warmup"}
+L0 = {
     "l0_coefficient": "l0_coefficient",
     "l0_warm_up_steps": "l0_warmup",
     "pre_act_loss_coefficient": "pre_act",
     "jumprelu_bandwidth": "bandwidth",
     "jumprelu_tanh_scale": "tanh_scale",
-    "aux_loss_coefficient": "auxk",
 }
-"""Numbers of a training config by our names of them."""
+AUXK = {"aux_loss_coefficient": "auxk"}
+TOLD = {
+    "standard": L1,
+    "gated": L1,
+    "jumprelu": L0,
+    "topk": AUXK,
+    "batchtopk": AUXK,
+    "matryoshka_batchtopk": AUXK,
+}
+"""Numbers of a training config by our names of them. Old configs tell more, of no use to the architecture."""
+
+LARGEST = 1e30
+"""Of a number that a config may tell."""
 
 PENALTIES = {"step": "losses.step_l0", "tanh": "losses.tanh_l0", "quadratic": "losses.quadratic_l0"}
 
@@ -46,17 +55,16 @@ def training(cfg: dict[str, Any], where: str) -> dict[str, Any]:
       InputError: a number that is none, an unknown mode of the penalty, widths that are no whole numbers.
     """
     name = cfg["architecture"]
-    found: dict[str, Any] = {
-        ours: _number(cfg, theirs, where) for theirs, ours in TOLD.items() if cfg.get(theirs) is not None
-    }
-    if "lp_norm" in cfg:
+    told = {theirs: ours for theirs, ours in TOLD.get(name, {}).items() if cfg.get(theirs) is not None}
+    found: dict[str, Any] = {ours: _number(cfg, theirs, where) for theirs, ours in told.items()}
+    if name == "standard" and "lp_norm" in cfg:
         found |= {"p": _number(cfg, "lp_norm", where), "lp_root": True}
-    if "jumprelu_sparsity_loss_mode" in cfg:
+    if name == "jumprelu" and "jumprelu_sparsity_loss_mode" in cfg:
         mode = cfg["jumprelu_sparsity_loss_mode"]
         known = isinstance(mode, str) and mode in PENALTIES
         require(known, f"{where}: a penalty of the mode {mode!r} is not known, only {', '.join(PENALTIES)}")
         found["penalty"] = PENALTIES[mode]
-        found["ste_to_input"] = bool(cfg.get("jumprelu_ste_to_input", False))
+        found["ste_to_input"] = cfg.get("jumprelu_ste_to_input", False) is True
         if mode == "quadratic":
             found["target_l0"] = _number(cfg, "target_l0", where)
     if name in ("batchtopk", "matryoshka_batchtopk"):
@@ -82,34 +90,43 @@ def with_threshold(weights: Tensors) -> Tensors:
     return weights
 
 
-def on_raw_rows(sae: SAE, params: Params, name: str, normalised: Any, place: Place) -> Folded:
-    """The SAE as it is of rows that nothing has normalised.
-
-    Features are those that the trainer's SAE has of normalised rows.
+def normalisation(sae: SAE, name: str, normalised: Any, place: Place) -> Normalisation | None:
+    """What rows of that SAE are normalised by.
 
     Args:
-      sae: of normalised rows.
-      params: its weights.
+      sae: without it.
       name: SAELens's name of its architecture.
       normalised: SAELens's `normalize_activations`.
       place: the folder, with what the trainer wrote of its scaler.
 
+    Returns:
+      None for nothing, a layer norm, or an affine map.
+
     Raises:
       InputError: a normalisation that is not read here, a scaler that is missing or damaged.
     """
-    if normalised == "none":
-        return sae, params
-    transcodes, skips = "d_out" in sae.config, "W_skip" in params
     refused = f"inputs of a {name!r} are normalised by {normalised!r}, which is not read here"
+    if normalised == "none":
+        return None
     if normalised == "layer_norm":
-        require(not skips, refused)
-        return layer_normed(sae), params
-    affine = normalised in ("expected_average_only_in", "covariance_whitening") and not transcodes
-    scale = normalised == "expected_average_only_in"
-    file = SCALER if scale else WHITENING
-    require(affine, refused)
+        # SAELens's skip connection takes x as it is
+        require(not sae.config.get("skip", False), refused)
+        return layer_norm
+    affine = normalised in ("expected_average_only_in", "covariance_whitening")
+    require(affine and "d_out" not in sae.config, refused)
+    scales = normalised == "expected_average_only_in"
+    file = SCALER if scales else WHITENING
     require(place.has(file), f"{refused} without the trainer's {file}")
-    return fold(sae, params, (_scale if scale else _whitening)(place, sae.config["d_in"]))
+    return (_scale if scales else _whitening)(place, sae.config["d_in"])
+
+
+def on_raw_rows(sae: SAE, params: Params, normalisation: Normalisation | None) -> Folded:
+    """The SAE of rows that nothing has normalised: with the features that it has of normalised ones."""
+    if normalisation is None:
+        return sae, params
+    if isinstance(normalisation, LayerNorm):
+        return layer_normed(sae), params
+    return fold(sae, params, normalisation)
 
 
 def _scale(place: Place, d_in: int) -> Affine:
@@ -130,6 +147,6 @@ def _whitening(place: Place, d_in: int) -> Affine:
 
 def _number(document: dict[str, Any], key: str, where: str) -> float:
     value: Any = document.get(key)
-    finite = type(value) in (int, float) and math.isfinite(value)
+    finite = type(value) in (int, float) and abs(value) < LARGEST
     require(finite, f"{where} must give {key} as a number, got {value!r}")
     return value

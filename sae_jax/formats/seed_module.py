@@ -12,7 +12,7 @@ import numpy as np
 
 from sae_jax.architectures import find
 from sae_jax.base import SAE, Params, require
-from sae_jax.folds import fold_b_dec, kind
+from sae_jax.folds import fold_b_dec, jumprelu_as_relu, kind
 from sae_jax.formats import files
 from sae_jax.formats.files import Place
 from sae_jax.formats.format import Form, Format, Loaded, keys
@@ -92,6 +92,8 @@ def read(place: Place) -> Loaded:
 def form(loaded: Loaded) -> Form:
     """A `relu` as the seed's state dict."""
     sae, params = loaded.sae, loaded.params
+    if kind(sae) == "jumprelu":
+        sae, params = jumprelu_as_relu(sae, params)
     fits = kind(sae) == "relu" and "d_out" not in sae.config
     require(fits, "the seed's module is a ReLU SAE and nothing else")
     sae, params = fold_b_dec(sae, params, False)

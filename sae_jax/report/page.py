@@ -69,14 +69,11 @@ def sweep_page(
         if truth is not None:
             told_apart = stable_and_true(stability, result.dictionaries(), truth.directions)
         drawn |= plots.stability(result, stability, told_apart)
-    templates = FileSystemLoader(Path(__file__).parent / "templates")
-    jinja = Environment(loader=templates, autoescape=True, trim_blocks=True)
-    jinja.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
     command = about.get("command", "")
     shown_plots = {name: plot for name, plot in drawn.items() if plot}
-    page = jinja.get_template("sweep.html").render(
-        plotly=get_plotlyjs(),
-        plots=shown_plots,
+    return rendered(
+        "sweep.html",
+        shown_plots,
         recovery=[name for name in shown_plots if name.startswith("recovery-")],
         stability=[name for name in shown_plots if name.startswith("stability-")],
         truth_told=_truth_told(told_apart),
@@ -91,6 +88,14 @@ def sweep_page(
         total=members(result.grid),
         ok=int((result.status == "ok").sum()),
     )
+
+
+def rendered(template: str, drawn: Mapping[str, plots.Plot], **words: Any) -> str:
+    """A page from its template, with plotly and what it draws in it."""
+    templates = FileSystemLoader(Path(__file__).parent / "templates")
+    jinja = Environment(loader=templates, autoescape=True, trim_blocks=True)
+    jinja.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
+    page = jinja.get_template(template).render(plotly=get_plotlyjs(), plots=drawn, **words)
     # a command line may hold bytes that are no text
     return page.encode("utf-8", "replace").decode()
 

@@ -142,7 +142,8 @@ def compare(
         jax.enable_x64(True) if dtype == "float64" else nullcontext(),
         jax.default_matmul_precision("highest"),
     ):
-        ours, theirs = next(here), next(there)
+        theirs, ours = next(there), next(here)  # what is wrong with the module is said before any compiling
+        trained, sums, trained_there, sums_there = {}, {}, {}, {}
         for after_steps in zip(here, there, strict=True):
             (trained, sums), (trained_there, sums_there) = after_steps
             for name, errors in trajectory.items():

@@ -97,7 +97,6 @@ def read_map(path: str | Path) -> tuple[dict[str, str], dict[str, Any]]:
       InputError: not JSON, or neither of the two.
     """
     found = read_json(Path(path))
-    require(isinstance(found, dict), f"{path} must hold a JSON object, got {type(found).__name__}")
     nested = isinstance(found.get("parameters"), dict)
     strange = sorted(set(found) - {"parameters", "arguments"}) if nested else []
     require(not strange, f"{path} has parameters and arguments, but also {', '.join(strange)}")
@@ -192,7 +191,8 @@ def compare_port(
                 module=module, names=port.names, observe=observe,
                 torch_optimizer=partial(_own_optimizer, port.label, module) if own_optimizer
                 else partial(torch.optim.Adam, lr=learning_rate),
-                batches=batches, targets=None if y is None else targets, steps=steps, dtype=dtype, follow=True,
+                batches=batches, targets=None if y is None else targets, steps=steps, dtype=dtype,
+                follow=True,
             )
         )  # fmt: skip
     optimizer = "the class's own, beside Adam" if own_optimizer else "Adam on both sides"
@@ -242,9 +242,8 @@ def told(comparison: Comparison) -> dict[str, Any]:
 def _finding(report: Report) -> str | None:
     for stage in STAGES:
         bound, errors = report.bounds[stage], report.errors.get(stage, {})
-        past = sorted(
-            (name for name, error in errors.items() if not error <= bound), key=lambda name: -errors[name]
-        )
+        past = [name for name, error in errors.items() if not error <= bound]
+        past.sort(key=lambda name: (isfinite(errors[name]), -errors[name]))
         if past:
             off = ", ".join(f"{name} by {errors[name]:.1e}" for name in past)
             agree = ", ".join(name for name in errors if name not in past)
@@ -280,7 +279,7 @@ def _batches(sae: SAE, x: np.ndarray, y: np.ndarray | None, batch_size: int) -> 
 
 def _active(sae: SAE, params: Params, batches: np.ndarray) -> int:
     leaves = jax.tree.map(jnp.asarray, params)
-    f = jax.jit(sae.encode)(leaves, jnp.asarray(batches.reshape(-1, *batches.shape[2:])))
+    f = sae.encode(leaves, jnp.asarray(batches.reshape(-1, *batches.shape[2:])))
     return int((f > 0).any(axis=0).sum())
 
 
@@ -333,7 +332,8 @@ def _observe(label: str, dtype: str, d_sae: int, l1: float, module, x, y=None) -
     target = x if y is None else y
     for parameter in module.parameters():
         # what the loss does not reach has a gradient of 0, which the SAE's is then held beside
-        parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
 
     def called(name: str, *arguments: Any) -> Any:
         with _naming(f"{label}.{name} in {dtype}"):
@@ -394,11 +394,12 @@ def _probe(port: Port, observe, module, params, dtype, x, y) -> None:
 
 
 def _from_file(path: Path) -> Any:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    # a name of its own, lest a file called json.py take another's place
+    spec = importlib.util.spec_from_file_location(f"port_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise InputError(f"{path} cannot be imported")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
+    sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
 

@@ -1,6 +1,7 @@
 """SAELens's files: every architecture of its registry, trainers' checkpoints, sparsities; there and back."""
 
 import json
+import shutil
 from pathlib import Path
 
 import jax
@@ -134,10 +135,8 @@ def test_what_is_not_ours_is_refused_by_name(name, tmp_path, sae_lens, torch):
 # Checkpoints of the trainer
 
 
-def trained_by_saelens(
-    name, folder, torch, dtype="float32", normalised="none", final=False, **arguments
-) -> Path:
-    """A checkpoint of SAELens's trainer from amid its run, or its last one, of rows of norm about 20.
+def trained_by_saelens(name, folder, torch, dtype="float32", normalised="none", **arguments) -> list[Path]:
+    """Checkpoints of SAELens's trainer on rows of norm about 20: from amid its run, and its last one.
 
     Amid the run the SAE is of normalised rows; at its end the trainer folds that into the weights.
     """
@@ -167,10 +166,11 @@ def trained_by_saelens(
         logger=LoggingConfig(log_to_wandb=False, eval_every_n_wandb_logs=2**31 - 1),
     )  # fmt: skip
     SAETrainer(cfg=config, sae=theirs, data_provider=batches()).fit()
-    checkpoint = folder / ("final_128" if final else "96")
-    assert {"cfg.json", "sae_weights.safetensors", "sparsity.safetensors", "trainer_state.pt",
-            "activation_scaler.json"} <= {path.name for path in checkpoint.iterdir()}  # fmt: skip
-    return checkpoint
+    checkpoints = [folder / "96", folder / "final_128"]
+    for checkpoint in checkpoints:
+        assert {"cfg.json", "sae_weights.safetensors", "sparsity.safetensors", "trainer_state.pt",
+                "activation_scaler.json"} <= {path.name for path in checkpoint.iterdir()}  # fmt: skip
+    return checkpoints
 
 
 def numbers_of_checkpoint(checkpoint, x, scratch, torch):
@@ -187,33 +187,32 @@ def numbers_of_checkpoint(checkpoint, x, scratch, torch):
         return f.numpy(), scaler.unscale(theirs.decode(f)).numpy()
 
 
-@pytest.mark.parametrize("final", [False, True], ids=["amid", "final"])
 @pytest.mark.parametrize("normalised", NORMALISATIONS)
 @pytest.mark.parametrize("name", TRAINED)
-def test_a_trainers_checkpoint(name, normalised, final, dtype, tmp_path, sae_lens, torch):
-    checkpoint = trained_by_saelens(name, tmp_path / "run", torch, dtype, normalised, final)
+def test_a_trainers_checkpoints(name, normalised, dtype, tmp_path, sae_lens, torch):
     x = rows_of(dtype, scale=15)
-    f, x_hat = numbers_of_checkpoint(checkpoint, x, tmp_path / "scratch", torch)
-    ours = sae_jax.load(checkpoint)
-    assert 0 < (f > 0).mean() < 1
-    assert ours.params["W_enc"].dtype == dtype
-    if dtype == "float32" and normalised != "none":
-        # folding rounds the weights themselves
-        np.testing.assert_allclose(np.asarray(ours.encode(x)), f, rtol=1e-5, atol=1e-5 * f.max())
-        np.testing.assert_allclose(np.asarray(ours(x)), x_hat, rtol=1e-5, atol=1e-5 * np.abs(x_hat).max())
-    else:
-        assert_close(ours.encode(x), f, dtype)
-        assert_close(ours(x), x_hat, dtype)
-    sparsity = load_file(checkpoint / "sparsity.safetensors")["sparsity"]
-    np.testing.assert_array_equal(ours.about.log_sparsity, sparsity)
-    # and written again it is an SAE that SAELens opens, of raw rows
-    ours.save(tmp_path / "ours")
-    again = sae_lens.SAE.load_from_disk(tmp_path / "ours")
-    found = numbers_of(again, x, torch)
-    assert_close(found[0], ours.encode(x), dtype)
-    assert_close(found[1], ours(x), dtype)
-    np.testing.assert_array_equal(load_file(tmp_path / "ours" / saelens.SPARSITY)["sparsity"], sparsity)
-    assert again.cfg.metadata.training_architecture == name
+    for checkpoint in trained_by_saelens(name, tmp_path, torch, dtype, normalised):
+        f, x_hat = numbers_of_checkpoint(checkpoint, x, tmp_path / "scratch", torch)
+        ours = sae_jax.load(checkpoint)
+        assert 0 < (f > 0).mean() < 1
+        assert ours.params["W_enc"].dtype == dtype
+        if dtype == "float32" and normalised != "none":
+            # folding rounds the weights themselves
+            np.testing.assert_allclose(ours.encode(x), f, rtol=1e-5, atol=1e-5 * f.max())
+            np.testing.assert_allclose(ours(x), x_hat, rtol=1e-5, atol=1e-5 * np.abs(x_hat).max())
+        else:
+            assert_close(ours.encode(x), f, dtype)
+            assert_close(ours(x), x_hat, dtype)
+        sparsity = load_file(checkpoint / "sparsity.safetensors")["sparsity"]
+        np.testing.assert_array_equal(ours.about.log_sparsity, sparsity)
+        # and written again it is an SAE that SAELens opens, of raw rows
+        written = tmp_path / f"ours of {checkpoint.name}"
+        ours.save(written)
+        again = sae_lens.SAE.load_from_disk(written)
+        for found, expected in zip(numbers_of(again, x, torch), (ours.encode(x), ours(x)), strict=True):
+            assert_close(found, expected, dtype)
+        np.testing.assert_array_equal(load_file(written / saelens.SPARSITY)["sparsity"], sparsity)
+        assert again.cfg.metadata.training_architecture == name
 
 
 def test_a_trainers_config_tells_the_loss(tmp_path, sae_lens, torch):
@@ -226,22 +225,29 @@ def test_a_trainers_config_tells_the_loss(tmp_path, sae_lens, torch):
         "gated": {"l1": 0.3, "detach_auxiliary": False},
     }
     for name, expected in told.items():
-        config = sae_jax.load(trained_by_saelens(name, tmp_path / name, torch)).sae.config
+        config = sae_jax.load(trained_by_saelens(name, tmp_path / name, torch)[0]).sae.config
         assert {key: config[key] for key in expected} == expected
     quadratic = {"jumprelu_sparsity_loss_mode": "quadratic", "target_l0": 2.0}
-    checkpoint = trained_by_saelens("jumprelu", tmp_path / "quadratic", torch, **quadratic)
+    checkpoint, _ = trained_by_saelens("jumprelu", tmp_path / "quadratic", torch, **quadratic)
     config = sae_jax.load(checkpoint).sae.config
     assert (config["penalty"], config["target_l0"]) == (losses.quadratic_l0, 2.0)
 
 
 def test_what_was_trained_there_trains_on_here(tmp_path, sae_lens, torch):
-    sae, params = sae_jax.load(trained_by_saelens("standard", tmp_path, torch))
+    sae, params = sae_jax.load(trained_by_saelens("standard", tmp_path, torch)[0])
     loss, _ = sae.loss(
         params,
         sae_jax.Batch(*2 * [jnp.asarray(rows_of("float32"))]),
         sae_jax.Progress(jnp.asarray(30), jnp.zeros(D_SAE, int)),
     )
     assert np.isfinite(loss)
+
+
+@pytest.fixture(scope="module")
+def scaled(tmp_path_factory, sae_lens, torch):
+    """A checkpoint of normalised rows."""
+    folder, of = tmp_path_factory.mktemp("scaled"), "expected_average_only_in"
+    return trained_by_saelens("matryoshka_batchtopk", folder, torch, normalised=of)[0]
 
 
 def changed(folder, file, **entries):
@@ -264,7 +270,8 @@ def changed(folder, file, **entries):
         ("cfg.json", {"matryoshka_widths": [1.5, 7]}, "must give matryoshka_widths as whole numbers"),
         ("cfg.json", {"matryoshka_widths": []}, "must give matryoshka_widths as whole numbers"),
         ("cfg.json", {"matryoshka_widths": [5, 3]}, "prefixes must be above 0 and increase"),
-        ("cfg.json", {"jumprelu_sparsity_loss_mode": ["step"]}, "a penalty of the mode"),
+        ("cfg.json", {"architecture": "jumprelu", "jumprelu_sparsity_loss_mode": ["step"]}, "of the mode"),
+        ("cfg.json", {"aux_loss_coefficient": 10**400}, "must give aux_loss_coefficient as a number"),
         (
             "cfg.json",
             {"normalize_activations": "covariance_whitening"},
@@ -274,9 +281,9 @@ def changed(folder, file, **entries):
     ],
     ids=str,
 )
-def test_a_damaged_checkpoint_is_refused(file, entries, message, tmp_path, sae_lens, torch):
-    of = "expected_average_only_in"
-    checkpoint = trained_by_saelens("matryoshka_batchtopk", tmp_path, torch, normalised=of)
+def test_a_damaged_checkpoint_is_refused(file, entries, message, scaled, tmp_path):
+    checkpoint = tmp_path / "damaged"
+    shutil.copytree(scaled, checkpoint)
     sae_jax.load(checkpoint)
     changed(checkpoint, file, **entries)
     with pytest.raises(InputError, match=message) as caught:
@@ -285,7 +292,7 @@ def test_a_damaged_checkpoint_is_refused(file, entries, message, tmp_path, sae_l
 
 
 def test_a_damaged_whitening_or_sparsity_is_refused(tmp_path, sae_lens, torch):
-    checkpoint = trained_by_saelens("standard", tmp_path, torch, normalised="covariance_whitening")
+    checkpoint, _ = trained_by_saelens("standard", tmp_path, torch, normalised="covariance_whitening")
     whitening = load_file(checkpoint / "activation_whitening.safetensors")
     save_file({**whitening, "mean": np.zeros(3)}, checkpoint / "activation_whitening.safetensors")
     with pytest.raises(InputError, match=r"must hold mean \[5\], floating point"):
@@ -336,6 +343,7 @@ def test_a_config_of_before_6_tells_the_site_at_its_top(tmp_path, sae_lens):
     cfg = json.loads((tmp_path / "cfg.json").read_text())
     del cfg["metadata"]
     old = {"hook_point": "blocks.3.hook_resid_pre", "model_name": "gpt2", "context_size": 128, "lr": 1e-3}
+    old |= {"l0_coefficient": 3, "aux_loss_coefficient": "none"}  # of other architectures
     (tmp_path / "cfg.json").write_text(json.dumps({**cfg, **old}))
     theirs = sae_lens.SAE.load_from_disk(tmp_path).cfg.metadata
     told = sae_jax.load(tmp_path).about.metadata
