@@ -54,7 +54,7 @@ def saelens_loader(sae_lens, torch, monkeypatch):
     from huggingface_hub.utils import EntryNotFoundError
     from sae_lens.loading import pretrained_sae_loaders as loaders
 
-    def load(name, repo, folder_name, dtype, **overrides):
+    def load(name, repo, folder_name, dtype, repo_id="google/gemma-scope-2-1b-pt", **overrides):
         def fetched(repo_id, filename, subfolder=None, **rest):
             path = Path(repo) / (subfolder or "") / filename
             if not path.exists():
@@ -68,7 +68,7 @@ def saelens_loader(sae_lens, torch, monkeypatch):
         monkeypatch.setattr(loaders, "hf_hub_download", fetched)
         monkeypatch.setattr(loaders, "get_safetensors_tensor_shapes", shapes)
         cfg, state, _ = getattr(loaders, name)(
-            repo_id="google/gemma-scope-2-1b-pt", folder_name=folder_name, device="cpu",
+            repo_id=repo_id, folder_name=folder_name, device="cpu",
             cfg_overrides={"dtype": dtype, **overrides},
         )  # fmt: skip
         state = {key: leaf.to(getattr(torch, dtype)) for key, leaf in state.items()}
@@ -102,7 +102,9 @@ def test_gemma_scope(dtype, rng, tmp_path, saelens_loader, torch, x64):
     loaded = sae_jax.load(folder)
     assert loaded.about.format == "gemma_scope"
     place = "layer_3/width_1k/average_l0_9"
-    model = saelens_loader("gemma_2_sae_huggingface_loader", tmp_path, place, dtype, d_in=D_IN)
+    repo, told = "google/gemma-scope-2b-pt-res", {"d_in": D_IN, "d_sae": D_SAE}
+    told["normalize_activations"] = "none"
+    model = saelens_loader("gemma_2_sae_huggingface_loader", tmp_path, place, dtype, repo, **told)
     x = rows(dtype)
     assert_same(loaded, *there(model, x, torch), x, dtype)
     np.savez_compressed(tmp_path / "one.npz", **tensors)
