@@ -56,7 +56,8 @@ def to_torch(trained: TrainedSAE) -> Any:
 
         def decode(self, f, x=None):
             # x_hat = f W_dec + b_dec
-            x_hat = _times(f, self.W_dec.flatten(1)).unflatten(-1, self.W_dec.shape[1:]) + self.b_dec
+            W_dec: Any = self.W_dec
+            x_hat = _times(f, W_dec.flatten(1)).unflatten(-1, W_dec.shape[1:]) + self.b_dec
             if x is None:
                 return x_hat
             if "W_skip" in params:

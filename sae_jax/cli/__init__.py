@@ -39,7 +39,7 @@ def harvest(options: tyro.conf.OmitArgPrefixes[harvesting.Harvest]) -> int:
 
 
 def verify(options: tyro.conf.OmitArgPrefixes[verification.Verify]) -> int:
-    """Hold our architectures, or an SAE and its port, against PyTorch; exit 1 where an error passes its bound."""
+    """Hold our architectures, or an SAE, against PyTorch; exit 1 where an error passes its bound."""
     return verification.run(options)
 
 

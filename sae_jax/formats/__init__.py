@@ -154,11 +154,13 @@ def _put(path: Path, form: Form) -> None:
     name = next(iter(form.files))
     single = len(form.files) == 1 and path.suffix == Path(name).suffix and not path.is_dir()
     files = {path: form.files[name]} if single else {path / name: put for name, put in form.files.items()}
-    stages = {file: file.with_name(f".{file.name}.writing") for file, put in files.items() if put is not None}
+    stages: dict[Path, Path] = {}
     try:
-        for file, stage in stages.items():
-            file.parent.mkdir(parents=True, exist_ok=True)
-            files[file](stage)
+        for file, put in files.items():
+            if put is not None:
+                file.parent.mkdir(parents=True, exist_ok=True)
+                stages[file] = file.with_name(f".{file.name}.writing")
+                put(stages[file])
         for file in files:
             if file in stages:
                 stages[file].replace(file)

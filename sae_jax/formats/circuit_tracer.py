@@ -128,7 +128,8 @@ def _metadata(place: Place, name: str) -> dict[str, Any]:
         carried = json.loads(place.header(name)[1].get(CARRIED, "{}"))
     except (ValueError, RecursionError):
         carried = None
-    require(isinstance(carried, dict), f"{place.path}: the header's {CARRIED} must be a JSON object")
+    if not isinstance(carried, dict):
+        raise InputError(f"{place.path}: the header's {CARRIED} must be a JSON object")
     number = re.search(r"(\d+)\.safetensors$", name)
     layer = {} if number is None else {"layer": int(number[1])}
     return {**told, **carried, OURS: {**cfg, **layer}}

@@ -27,6 +27,8 @@ LARGEST_TEXT = 8 << 20
 """Bytes of a config or of a safetensors header."""
 LARGEST_YAML = 64 << 10
 """Bytes: the parser is slow."""
+MOST_NESTED = 500
+"""Signs of YAML that may open a level: the parser's time grows with the square of the depth."""
 LARGEST_GROWTH = 100
 """How many times its own size an archive above `SMALL` may unpack to."""
 SMALL = 64 << 20
@@ -104,6 +106,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
     with _told(path, "YAML"):
         text = _text(path, LARGEST_YAML)
+        nested = sum(map(text.count, ("[", "{", "- ", "? ")))
+        require(
+            nested <= MOST_NESTED, f"{path} has {nested} signs that may open a level, too many to be a config"
+        )
         aliases = any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text))
         require(not aliases, f"{path} has YAML aliases, which are not read")
         found = yaml.safe_load(text)

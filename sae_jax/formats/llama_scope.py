@@ -58,8 +58,9 @@ def read(place: Place) -> Loaded:
     d_in, d_sae = leaves["W_enc"].shape
     scale = _scale(cfg, d_in)
     if first:
-        threshold = cfg.get("jump_relu_threshold")
-        require(_is_number(threshold), f"{CONFIG} must give jump_relu_threshold as a number")
+        threshold = _number(
+            cfg.get("jump_relu_threshold"), f"{CONFIG} must give jump_relu_threshold as a number"
+        )
         leaves["threshold"] = np.full(d_sae, threshold * scale, np.float32)
     else:
         require(LOG_THRESHOLD in tensors, f"{where} has no tensor {LOG_THRESHOLD}")
@@ -114,14 +115,15 @@ def _scale(cfg: dict[str, Any], d_in: int) -> float:
         require(fixed, f"norm_activation {str(how)[:50]!r} is not read here, only 'dataset-wise'")
         return 1.0
     norms = cfg.get("dataset_average_activation_norm")
-    norm = norms.get("in") if isinstance(norms, dict) else None
     told = 'the config must give dataset_average_activation_norm as {"in": number above 0}'
-    require(_is_number(norm) and norm > 0, told)
+    norm = _number(norms.get("in") if isinstance(norms, dict) else None, told)
+    require(norm > 0, told)
     return math.sqrt(d_in) / norm
 
 
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value) and abs(value) < 1e30
+def _number(value: Any, told: str) -> float:
+    require(type(value) in (int, float) and math.isfinite(value) and abs(value) < 1e30, told)
+    return float(value)
 
 
 def _metadata(cfg: dict[str, Any]) -> dict[str, Any]:

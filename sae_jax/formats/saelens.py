@@ -117,9 +117,9 @@ def form(loaded: Loaded) -> Form:
         **described,
     }
     written = {WEIGHTS: partial(files.write_safetensors, params), CONFIG: partial(files.write_json, cfg)}
-    if loaded.log_sparsity is not None:
-        written[SPARSITY] = partial(files.write_safetensors, {"sparsity": loaded.log_sparsity})
-    return Form(written)
+    rates = loaded.log_sparsity
+    sparsity = None if rates is None else partial(files.write_safetensors, {"sparsity": rates})
+    return Form({**written, SPARSITY: sparsity})
 
 
 def name_there(sae: SAE) -> str | None:

@@ -136,13 +136,12 @@ def compare_port(
 
     The module's weights are overwritten by the SAE's. Of the module are used:
 
-      `module(x)`       gives x_hat, or the pair (x_hat, f); a module without `forward` gives
-                        `decode(encode(x))`
-      `encode(x)`       gives f, where there is one; else f is of the pair, or not compared
-      `loss(x)`         of a transcoder `loss(x, y)`: a scalar, or a tuple that starts with it, held beside
-                        the SAE's own loss. Without one both sides train on
-                        mean |x_hat - y|^2 + l1 mean |f|_1, a sum over features and a mean over rows
-      `configure_optimizers()`  gives its optimizer; without one `torch.optim.Adam(lr=learning_rate)`
+    - `module(x)` gives x_hat, or the pair (x_hat, f); without `forward` it is `decode(encode(x))`.
+    - `encode(x)` gives f, where there is one; else f is of the pair, or not compared.
+    - `loss(x)`, of a transcoder `loss(x, y)`, gives a scalar, or a tuple that starts with it, held beside the
+      SAE's own loss. Without one both sides train on mean |x_hat - y|^2 + l1 mean |f|_1, a sum over features
+      and a mean over rows.
+    - `configure_optimizers()` gives its optimizer; without one it is `torch.optim.Adam(lr=learning_rate)`.
 
     Args:
       sae: the model.
