@@ -4,8 +4,8 @@
 
 Ten seconds on two CPU cores; needs PyTorch for the `.pt` formats. A row for each pair of an architecture
 and a format: the largest relative difference of features and of reconstructions after writing and reading,
-which is 0 where nothing had to be folded and a few roundings of float32 (6e-8) where something had; or why the
-format does not hold it.
+which is 0 where nothing had to be folded and a few roundings of float32 (6e-8) where something had; or why
+the format does not hold it.
 """
 
 import argparse

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -219,3 +220,13 @@ THOROUGH = [
     )
 ]
 """Each architecture, and each kind of state, once: for the promises that no further variant can break."""
+
+
+def weights(sae: SAE, dtype=np.float32, seed: int = 1) -> dict[str, np.ndarray]:
+    """Weights of which nothing is 0, thresholds above it, as they are after training."""
+    rng = np.random.default_rng(seed)
+    shapes = jax.eval_shape(lambda: sae.init(jax.random.key(0)))
+    params = {name: 0.5 * rng.normal(size=leaf.shape) for name, leaf in shapes.items()}
+    if "threshold" in params:
+        params["threshold"] = rng.uniform(0.1, 0.6, params["threshold"].shape)
+    return {name: np.asarray(leaf, dtype) for name, leaf in params.items()}

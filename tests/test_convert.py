@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import optax
 import pytest
+from cases import weights
 from safetensors.numpy import load_file
 
 import sae_jax
@@ -39,15 +40,6 @@ MODELS = {
     "transcoder-jumprelu": onto(of=sae_jax.jumprelu),
     "crosscoder": sae_jax.crosscoder(5, 7, sources=2),
 }
-
-
-def weights(sae, dtype=np.float32, seed=1):
-    rng = np.random.default_rng(seed)
-    shapes = jax.eval_shape(lambda: sae.init(jax.random.key(0)))
-    params = {name: 0.5 * rng.normal(size=leaf.shape) for name, leaf in shapes.items()}
-    if "threshold" in params:
-        params["threshold"] = rng.uniform(0.1, 0.6, params["threshold"].shape)
-    return {name: np.asarray(leaf, dtype) for name, leaf in params.items()}
 
 
 def one(path):

@@ -2,10 +2,10 @@
 
 from functools import partial
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cases import weights
 
 import sae_jax
 from sae_jax import InputError, folds
@@ -48,16 +48,6 @@ def each(cases):
     return pytest.mark.parametrize("sae", list(cases.values()), ids=list(cases))
 
 
-def weights(sae, dtype=np.float64, seed=1):
-    """Weights of which nothing is 0."""
-    rng = np.random.default_rng(seed)
-    shapes = jax.eval_shape(lambda: sae.init(jax.random.key(0)))
-    params = {name: 0.5 * rng.normal(size=leaf.shape) for name, leaf in shapes.items()}
-    if "threshold" in params:
-        params["threshold"] = rng.uniform(0.1, 0.6, params["threshold"].shape)
-    return {name: np.asarray(leaf, dtype) for name, leaf in params.items()}
-
-
 def computed(sae, params):
     shape = (64, sae.config["sources"], 5) if "sources" in sae.config else (64, 5)
     x = jnp.asarray(np.random.default_rng(3).normal(size=shape))
@@ -81,7 +71,7 @@ def assert_equal(params, expected, rtol=0.0):
 
 @each(PLAIN | TRAINED)
 def test_plain_computes_the_same(sae, x64):
-    params = weights(sae)
+    params = weights(sae, np.float64)
     plain, found = folds.plain(sae, params)
     assert_same((sae, params), (plain, found))
     assert set(found) <= {
@@ -104,7 +94,7 @@ def test_plain_computes_the_same(sae, x64):
 
 @each(PLAIN | {name: TRAINED[name] for name in ("tied", "rescaled", "matryoshka-relu", "layer-normed")})
 def test_b_dec_moves_out_of_the_input_and_back(sae, x64):
-    params = weights(sae)
+    params = weights(sae, np.float64)
     now = folds.inner(sae.config)["apply_b_dec_to_input"]
     moved, found = folds.fold_b_dec(sae, params, not now)
     assert folds.inner(moved.config)["apply_b_dec_to_input"] is (not now)
@@ -130,7 +120,7 @@ RESCALABLE = {name: PLAIN[name] for name in PLAIN if "topk" not in name} | {
 
 @each(RESCALABLE)
 def test_latents_in_other_units_and_back(sae, x64):
-    params = weights(sae)
+    params = weights(sae, np.float64)
     factors = np.random.default_rng(4).uniform(0.1, 10, 7)
     scaled, found = folds.rescale_latents(sae, params, factors)
     assert_same((sae, params), (scaled, found), factors)
@@ -156,7 +146,7 @@ def test_a_unit_is_above_0(factor):
 
 @each({"plain": PLAIN["batch-topk"], "rescaled": TRAINED["rescaled-batch"], "nested": TRAINED["matryoshka"]})
 def test_a_batch_topk_is_a_jumprelu_and_back(sae, x64):
-    params = weights(sae)
+    params = weights(sae, np.float64)
     jump, found = folds.batch_topk_as_jumprelu(sae, params)
     assert folds.kind(jump) == "jumprelu"
     assert_same((sae, params), (jump, found))
@@ -174,7 +164,7 @@ def test_thresholds_that_differ_are_no_batch_topk():
 
 @each({name: PLAIN[name] for name in ("relu", "relu-b-dec")} | {"skip": onto(skip=True)})
 def test_a_relu_is_a_jumprelu_and_back(sae, x64):
-    params = weights(sae)
+    params = weights(sae, np.float64)
     jump, found = folds.relu_as_jumprelu(sae, params)
     assert_same((sae, params), (jump, found))
     back, again = folds.jumprelu_as_relu(jump, found)
@@ -191,7 +181,7 @@ def test_a_jumprelu_with_thresholds_is_no_relu():
 @each({name: PLAIN[name] for name in ("gated", "gated-no-b-dec", "gated-layer-normed")})
 @pytest.mark.parametrize("seed", range(5))
 def test_a_gated_sae_is_a_jumprelu(sae, seed, x64):
-    params = weights(sae, seed=seed)
+    params = weights(sae, np.float64, seed)
     jump, found = folds.gated_as_jumprelu(sae, params)
     assert folds.kind(jump) == "jumprelu"
     assert_same((sae, params), (jump, found))
