@@ -72,6 +72,10 @@ def read(path: str | Path) -> tuple[str, Loaded]:
         # what a file says may be quoted, and be as long as the file
         reason = " ".join(str(error).split())[:LONGEST_MESSAGE]
         raise InputError(reason if str(path) in reason else f"{path}: {reason}") from None
+    except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError, RecursionError) as error:
+        # a config may say anything, and no reader thinks of all of it
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"[:LONGEST_MESSAGE]
+        raise InputError(f"{path} says of its SAE what cannot be built: {reason}") from None
 
 
 def recognise(place: Place) -> str | None:

@@ -5,6 +5,8 @@ says itself.
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import jax
@@ -60,28 +62,37 @@ def restored(loaded: Loaded) -> Loaded:
         return plainly
     leaves = told[LEAVES] or {}
     require(isinstance(leaves, dict), f"{LEAVES} must be an object")
-    try:
-        sae = built(told[DESCRIPTION])
+    sae = built(told[DESCRIPTION])
+    with _understood():
         params = _params(sae, leaves, plainly)
         same = params is not None and _same(plain(sae, params), plainly)
-    except InputError as error:
-        raise InputError(f"{DESCRIPTION} does not describe an SAE known here: {error}") from None
-    except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:
-        # the metadata may say anything, and no factory is written to bear all of it
-        reason = " ".join(str(error).split())
-        raise InputError(f"{DESCRIPTION} does not describe an SAE known here: {reason}") from None
     return plainly._replace(sae=sae, params=params) if same and params is not None else plainly
 
 
 def built(description: Any) -> SAE:
-    """The SAE that `description` described."""
+    """The SAE that `description` described.
+
+    Raises:
+      InputError: a description that is none.
+    """
     require(isinstance(description, dict), f"{DESCRIPTION} must be an object")
     arguments = dict(description)
     normalised = arguments.pop("normalize_activations", "none")
-    for name in ("d_in", "d_sae"):
-        require(type(arguments.get(name)) is int, f"it must give {name} as a whole number")
-    sae = build(arguments)
-    return layer_normed(sae) if normalised == "layer_norm" else sae
+    with _understood():
+        for name in ("d_in", "d_sae"):
+            require(type(arguments.get(name)) is int, f"it must give {name} as a whole number")
+        sae = build(arguments)
+        return layer_normed(sae) if normalised == "layer_norm" else sae
+
+
+@contextmanager
+def _understood() -> Iterator[None]:
+    """The metadata may say anything, and no factory is written to bear all of it."""
+    try:
+        yield
+    except (InputError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{DESCRIPTION} does not describe an SAE known here: {reason}") from None
 
 
 def _params(sae: SAE, leaves: dict[str, Any], loaded: Loaded) -> Params | None:
