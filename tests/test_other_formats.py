@@ -11,10 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import yaml
+from cases import weights
 from safetensors.numpy import load_file, save_file
 
 import sae_jax
-from sae_jax import InputError, formats
+from sae_jax import InputError, TrainedSAE, formats
 from sae_jax.layer_norm import layer_normed
 
 D_IN, D_SAE = 6, 11
@@ -185,10 +186,7 @@ def test_llama_scope(dtype, rng, tmp_path, saelens_loader, torch, x64):
     model.fold_activation_norm_scaling_factor(D_IN**0.5 / NORM)
     x = rows(dtype)
     f, x_hat = there(model, x, torch)
-    if dtype == "float64":  # our thresholds of this kind are float32, as JSON's one number is
-        assert np.abs(np.asarray(loaded.encode(x)) - f).max() < 1e-12 * np.abs(f).max()
-    else:
-        assert_same(loaded, f, x_hat, x, dtype)
+    assert_same(loaded, f, x_hat, x, dtype)
 
 
 @PRECISIONS
@@ -219,16 +217,19 @@ class Transcoder:
     """circuit-tracer's transcoder, from its definition."""
 
     def __init__(self, path, torch):
-        self.torch = torch
+        self.torch, self.config = torch, yaml.safe_load((path.parent / "config.yaml").read_text())
+        assert {"feature_input_hook", "feature_output_hook", "model_kind"} <= self.config.keys()
         self.state = {name: torch.tensor(leaf) for name, leaf in load_file(path).items()}
 
     def encode(self, x):
         pre = x @ self.state["W_enc"].T + self.state["b_enc"]
-        if "k" in self.state:
-            top = self.torch.topk(pre, int(self.state["k"]), dim=-1)
-            return self.torch.zeros_like(pre).scatter_(-1, top.indices, self.torch.relu(top.values))
-        threshold = self.state.get("activation_function.threshold", self.torch.zeros(1))
-        return pre * (pre > threshold) if (threshold >= 0).all() else None
+        if self.config.get("activation") == "topk":
+            # not rectified
+            gate = self.torch.zeros_like(pre)
+            return pre * gate.scatter_(-1, self.torch.topk(pre, self.config["k"]).indices, 1.0)
+        if "activation_function.threshold" in self.state:
+            return pre * (pre > self.state["activation_function.threshold"])
+        return pre.relu()
 
     def __call__(self, x):
         y = self.encode(x) @ self.state["W_dec"] + self.state["b_dec"]
@@ -239,7 +240,7 @@ KINDS = {
     "relu": {},
     "jumprelu": {"activation_function.threshold": np.linspace(0.1, 0.8, D_SAE)},
     "one threshold": {"activation_function.threshold": np.full(1, 0.4)},
-    "topk": {"k": np.asarray(3)},
+    "topk": {},
     "skip": {"W_skip": np.linspace(-1, 1, D_IN * D_IN).reshape(D_IN, D_IN)},
 }
 
@@ -253,6 +254,9 @@ def test_circuit_tracer(dtype, kind, rng, tmp_path, torch, x64):
         save_file({**tensors, **more}, tmp_path / f"layer_{layer}.safetensors")
     cfg = {"model_kind": "transcoder_set", "feature_input_hook": "mlp.hook_in", "scan": "mine",
            "feature_output_hook": "hook_mlp_out", "model_name": "tiny"}  # fmt: skip
+    if kind == "topk":
+        cfg |= {"activation": "topk", "k": 3}
+        tensors["b_enc"] = np.abs(tensors["b_enc"]) + tensors["b_enc"].dtype.type(2)
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(cfg))
     assert list(sae_jax.load_all(tmp_path)) == ["layer_0.safetensors", "layer_1.safetensors"]
     path = tmp_path / "layer_1.safetensors"
@@ -260,12 +264,45 @@ def test_circuit_tracer(dtype, kind, rng, tmp_path, torch, x64):
     assert loaded.about.format == "circuit_tracer"
     assert loaded.about.metadata["hook_name_out"] == "hook_mlp_out"
     assert_same(loaded, *there(Transcoder(path, torch), x, torch), x, dtype)
-    loaded.save(tmp_path / "again", "circuit_tracer")
+    loaded.save(tmp_path / "again", "circuit_tracer", lossy=kind == "topk")
     again = tmp_path / "again/layer_1.safetensors"
     for name, leaf in load_file(path).items():
         expected = np.full(D_SAE, leaf) if kind == "one threshold" and leaf.shape == (1,) else leaf
         np.testing.assert_array_equal(load_file(again)[name], expected, name)
-    assert yaml.safe_load((tmp_path / "again/config.yaml").read_text())["scan"] == "mine"
+    told = yaml.safe_load((tmp_path / "again/config.yaml").read_text())
+    assert told["scan"] == "mine"
+    assert_same(loaded, *there(Transcoder(again, torch), x, torch), x, dtype)
+
+
+@pytest.mark.parametrize("name", ["relu", "batch_topk", "jumprelu", "gated"])
+def test_what_is_written_here_is_the_same_to_circuit_tracer(name, tmp_path, torch, x64):
+    """Thresholds below 0 among them, which it would take for features below 0."""
+    factory = getattr(sae_jax, name)
+    sae = factory(D_IN, D_SAE, **({"k": 3} if name == "batch_topk" else {}))
+    params = weights(sae, np.float64)
+    if name == "jumprelu":
+        params["threshold"] = params["threshold"] - 0.4
+    trained = TrainedSAE(sae, {leaf: jnp.asarray(values) for leaf, values in params.items()})
+    trained.save(tmp_path, "circuit_tracer")
+    x = rows("float64")
+    assert_same(trained, *there(Transcoder(tmp_path / "layer_0.safetensors", torch), x, torch), x, "float64")
+
+
+@pytest.mark.parametrize("name", ["relu", "batch_topk", "jumprelu", "gated"])
+@pytest.mark.parametrize("form", ["gemma_scope_2", "llama_scope"])
+def test_what_is_written_here_is_the_same_to_saelens(name, form, tmp_path, saelens_loader, torch):
+    factory = getattr(sae_jax, name)
+    sae = factory(D_IN, 2 * D_IN, **({"k": 3} if name == "batch_topk" else {}))
+    params = weights(sae)
+    trained = TrainedSAE(sae, {leaf: jnp.asarray(values) for leaf, values in params.items()})
+    folder = "resid_post/layer_3_width_1k"
+    trained.save(tmp_path / folder, form)
+    kinds = {"gemma_scope_2": "gemma_3_sae", "llama_scope": "llama_scope_r1_distill_sae"}
+    one_threshold = name in ("relu", "batch_topk")
+    loader = "llama_scope_sae" if form == "llama_scope" and one_threshold else kinds[form]
+    model = saelens_loader(f"{loader}_huggingface_loader", tmp_path, folder, "float32", model_name="tiny")
+    x = rows("float32")
+    assert_same(trained, *there(model, x, torch), x, "float32")
 
 
 def test_mwhannas_transcoders_are_read_as_saelens_reads_them(rng, tmp_path, saelens_loader, torch):
@@ -450,6 +487,10 @@ def test_openai_of_what_is_not_known(change, words, rng, tmp_path, torch):
     [
         ({"jump_relu_threshold": "0.5"}, "jump_relu_threshold as a number"),
         ({"norm_activation": "token-wise"}, "norm_activation 'token-wise' is not read here"),
+        ({"act_fn": "topk"}, "act_fn 'topk' is not read here"),
+        ({"act_fn": 3}, "act_fn '3' is not read here"),
+        ({"apply_decoder_bias_to_pre_encoder": True}, "only as false"),
+        ({"hook_point_in": "a", "hook_point_out": "b"}, "a transcoder from a to b is not read here"),
         ({"dataset_average_activation_norm": {"in": 0}}, "number above 0"),
         ({"dataset_average_activation_norm": None}, "number above 0"),
     ],
@@ -462,6 +503,45 @@ def test_llama_scope_whose_config_lies(change, words, rng, tmp_path):
     path = tmp_path / "hyperparams.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     refused(tmp_path, words)
+
+
+def thresholds(value):
+    return {"activation_function.threshold": np.full(D_SAE, value, np.float32)}
+
+
+@pytest.mark.parametrize(
+    ("config", "more", "words"),
+    [
+        ({"activation": "gelu"}, {}, "activation 'gelu' is not read here"),
+        ({"activation": "topk"}, {}, "a TopK needs k as a whole number"),
+        ({"activation": "topk", "k": 2.5}, {}, "a TopK needs k as a whole number"),
+        ({"activation": "topk", "k": 99}, {}, "at most d_sae = 11"),
+        (
+            {},
+            {"activation_function.threshold": np.full(D_SAE, -0.1, np.float32)},
+            "11 thresholds are below 0",
+        ),
+        (
+            {"activation": "relu"},
+            {"activation_function.threshold": np.ones(D_SAE, np.float32)},
+            "has thresholds",
+        ),
+        ({}, {"surprise": np.ones(2, np.float32)}, "not known here: surprise"),
+    ],
+    ids=str,
+)
+def test_circuit_tracer_of_what_is_not_known(config, more, words, rng, tmp_path):
+    tensors = drawn(rng, "float32", W_enc=(D_SAE, D_IN), W_dec=(D_SAE, D_IN), b_enc=(D_SAE,), b_dec=(D_IN,))
+    save_file({**tensors, **more}, tmp_path / "layer_0.safetensors")
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"model_kind": "transcoder_set", **config}))
+    refused(tmp_path / "layer_0.safetensors", words)
+
+
+def test_openai_without_a_decoder_is_damaged(rng, tmp_path, torch):
+    state = openai_state(rng, "float32", torch, "ReLU")
+    del state["decoder.weight"]
+    torch.save(state, tmp_path / "a.pt")
+    refused(tmp_path / "a.pt", "has no tensor decoder.weight")
 
 
 def test_what_a_format_has_no_form_for_is_refused_or_named(rng, tmp_path):

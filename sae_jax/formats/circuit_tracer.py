@@ -1,8 +1,12 @@
 """circuit-tracer's transcoders: a `layer_i.safetensors` each, and one `config.yaml` for all.
 
 Tensors: W_enc [d_sae, d_in] (transposed), b_enc [d_sae], W_dec [d_sae, d_in], b_dec [d_in]; of a JumpReLU
-activation_function.threshold [d_sae] or [], of a TopK k []; of a skip connection W_skip [d_in, d_in], with
-which y_hat = ... + x W_skip^T. Without threshold and k it is a ReLU. Nothing is subtracted from the input.
+activation_function.threshold [d_sae] or []; of a skip connection W_skip [d_in, d_in], with which y_hat = ...
++ x W_skip^T. Nothing is subtracted from the input. The config's `activation: topk` and `k` make it a TopK
+(some files hold k as a tensor); else without thresholds it is a ReLU.
+
+There, neither JumpReLU nor TopK rectifies. Thresholds below 0 are therefore refused, and written as the 0
+that they amount to here; a TopK is read as ours, the same wherever the k largest pre-activations are above 0.
 
 Each file is one transcoder: `load_all` reads a folder of them. What no tensor tells rides in its header.
 """
@@ -32,6 +36,7 @@ HOOKS = {
     "model_name": "model_name",
 }
 """The config's words, and SAELens's."""
+UNKNOWN = "unknown"
 
 
 def recognise(place: Place) -> bool:
@@ -59,19 +64,24 @@ def read(place: Place) -> Loaded:
     arguments: dict[str, Any] = {"d_out": tensors["W_dec"].shape[1], "skip": "W_skip" in tensors}
     if "W_skip" in tensors:
         tensors["W_skip"] = tensors["W_skip"].T
+    require(min(d_sae, d_in) > 0, f"{where}: W_enc is empty")
+    metadata = _metadata(place, name)
+    activation = metadata[OURS].get("activation")
+    known = activation in (None, "relu", "jumprelu", "jump_relu", "topk")
+    require(
+        known, f"{CONFIG}: activation {str(activation)[:50]!r} is not read here, only relu, jumprelu, topk"
+    )
     encoder = "relu"
-    if K in tensors:
-        k = tensors.pop(K)
-        whole = k.ndim == 0 and k.dtype.kind in "iu"
-        require(whole, f"{where}: {K} must be a whole number, got {k.dtype} {k.shape}")
-        encoder, arguments["k"] = "topk", int(k)
-    elif THRESHOLD in tensors:
+    if activation == "topk" or K in tensors:
+        encoder, arguments["k"] = "topk", _k(tensors.pop(K, metadata[OURS].get("k")), where)
+    elif THRESHOLD in tensors and activation != "relu":
         threshold = tensors.pop(THRESHOLD)
         one = threshold.size == 1
         tensors["threshold"] = np.full(d_sae, threshold.reshape(-1)[0]) if one else threshold.reshape(-1)
+        below = int((tensors["threshold"] < 0).sum())
+        require(below == 0, f"{where}: {below} thresholds are below 0, with which features would be too")
         encoder = "jumprelu"
-    require(min(d_sae, d_in) > 0, f"{where}: W_enc is empty")
-    metadata = _metadata(place, name)
+    require(THRESHOLD not in tensors, f"{where} has thresholds, but {CONFIG} says activation {activation}")
     described = metadata.get(DESCRIPTION)
     if isinstance(described, dict) and "d_out" not in described and arguments["d_out"] == d_in:
         # written here, of an SAE
@@ -99,17 +109,21 @@ def form(loaded: Loaded) -> Form:
         if name in params:
             params[name] = params[name].T
     if "threshold" in params:
-        params[THRESHOLD] = params.pop("threshold")
-    if kind(sae) == "topk":
-        params[K] = np.asarray(int(inner(sae.config)["k"]))
+        params[THRESHOLD] = np.maximum(params.pop("threshold"), 0)
     told = loaded.metadata.get(OURS)
     told = told if isinstance(told, dict) else {}
     rest = {name: value for name, value in loaded.metadata.items() if name != OURS}
     cfg = {
         "model_kind": "transcoder_set",
         **{theirs: rest[ours] for theirs, ours in HOOKS.items() if isinstance(rest.get(ours), str)},
-        **{name: value for name, value in told.items() if name != "layer"},
+        **{name: value for name, value in told.items() if name not in ("layer", "activation", K)},
     }
+    # its loader asks for both
+    cfg = {"feature_input_hook": UNKNOWN, "feature_output_hook": UNKNOWN, **cfg}
+    lost = ("its layer norm",) if is_layer_normed(sae) else ()
+    if kind(sae) == "topk":
+        cfg |= {"activation": "topk", K: int(inner(sae.config)["k"])}
+        lost = (*lost, "that no feature is below 0 where fewer than k pre-activations are above it")
     layer = told.get("layer", 0)
     header = {CARRIED: json.dumps(rest)}
     weights = WEIGHTS.format(layer if type(layer) is int else 0)
@@ -117,13 +131,21 @@ def form(loaded: Loaded) -> Form:
         weights: partial(files.write_safetensors, params, metadata=header),
         CONFIG: partial(files.write_yaml, cfg),
     }
-    return Form(written, ("its layer norm",) if is_layer_normed(sae) else ())
+    return Form(written, lost)
+
+
+def _k(k: Any, where: str) -> int:
+    """What a tensor or the config tells."""
+    whole = type(k) is int or (isinstance(k, np.ndarray) and k.ndim == 0 and k.dtype.kind in "iu")
+    require(whole, f"{where}: a TopK needs k as a whole number, in {CONFIG} or as a tensor")
+    return int(k)
 
 
 def _metadata(place: Place, name: str) -> dict[str, Any]:
     beside = place.beside(CONFIG)
     cfg = beside.yaml(CONFIG) if beside.is_file else {}
-    told = {ours: cfg[theirs] for theirs, ours in HOOKS.items() if isinstance(cfg.get(theirs), str)}
+    named = {theirs: cfg[theirs] for theirs in HOOKS if isinstance(cfg.get(theirs), str)}
+    told = {HOOKS[theirs]: name for theirs, name in named.items() if name != UNKNOWN}
     try:
         carried = json.loads(place.header(name)[1].get(CARRIED, "{}"))
     except (ValueError, RecursionError):

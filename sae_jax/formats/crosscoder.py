@@ -59,7 +59,7 @@ def form(loaded: Loaded) -> Form:
         "d_in": sae.config["d_in"],
         "dict_size": sae.config["d_sae"],
         "n_models": sae.config["sources"],
-        "enc_dtype": DTYPES.get(dtype, dtype),
+        "enc_dtype": DTYPES.get(dtype, "fp32"),
         CARRIED: {name: value for name, value in loaded.metadata.items() if name != OURS},
     }
     written = {WEIGHTS: partial(files.write_torch, dict(params)), CONFIG: partial(files.write_json, cfg)}

@@ -18,6 +18,8 @@ from sae_jax.layer_norm import is_layer_normed
 CONFIG, WEIGHTS = "config.json", "params.safetensors"
 OURS = "gemma_scope_2"
 """The key of our metadata."""
+UNKNOWN = "unknown"
+"""The model of an SAE that does not tell it; SAELens's loader wants a name."""
 CARRIED = "metadata"
 """The config's entry for what other formats tell."""
 NAMES = {
@@ -70,7 +72,7 @@ def form(loaded: Loaded) -> Form:
         "architecture": "jump_relu",
         CARRIED: {name: value for name, value in loaded.metadata.items() if name != OURS},
     }
-    cfg.setdefault("model_name", loaded.metadata.get("model_name"))
+    cfg.setdefault("model_name", loaded.metadata.get("model_name", UNKNOWN))
     cfg.setdefault("hf_hook_point_in", loaded.metadata.get("hook_name"))
     if transcodes:
         cfg["hf_hook_point_out"] = cfg.get("hf_hook_point_out") or loaded.metadata.get("hook_name_out") or ""
@@ -84,12 +86,9 @@ def _metadata(cfg: dict[str, Any]) -> dict[str, Any]:
     carried = cfg.get(CARRIED, {})
     require(isinstance(carried, dict), f"{CONFIG}: {CARRIED} must be an object")
     rest = {name: value for name, value in cfg.items() if name != CARRIED}
-    words = {
-        "model_name": "model_name",
-        "hf_hook_point_in": "hook_name",
-        "hf_hook_point_out": "hook_name_out",
+    told = {
+        ours: rest[theirs] for theirs, ours in WORDS.items() if rest.get(theirs) not in (None, "", UNKNOWN)
     }
-    told = {ours: rest[theirs] for theirs, ours in words.items() if rest.get(theirs)}
     return {**told, **carried, **({OURS: rest} if rest else {})}
 
 

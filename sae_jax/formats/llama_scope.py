@@ -56,6 +56,7 @@ def read(place: Place) -> Loaded:
     leaves = {ours: tensors[key].T if ours in TRANSPOSED else tensors[key] for ours, key in NAMES.items()}
     require(leaves["W_enc"].ndim == 2, f"{where}: encoder.weight must be [d_sae, d_in]")
     d_in, d_sae = leaves["W_enc"].shape
+    _require_known(cfg)
     scale = _scale(cfg, d_in)
     if first:
         threshold = _number(
@@ -87,6 +88,7 @@ def form(loaded: Loaded) -> Form:
     cfg = {
         "hook_point_in": loaded.metadata.get("hook_name"),
         **told,
+        "act_fn": "jumprelu",
         "d_model": d_in,
         "d_sae": d_sae,
         "expansion_factor": d_sae // d_in if d_sae % d_in == 0 else d_sae / d_in,
@@ -105,6 +107,21 @@ def form(loaded: Loaded) -> Form:
         tensors[LOG_THRESHOLD] = np.log(threshold)
     weights = partial(files.write_safetensors, tensors)
     return Form({WEIGHTS_2: weights, CONFIG_2: partial(files.write_json, cfg)}, lost)
+
+
+def _require_known(cfg: dict[str, Any]) -> None:
+    """Refuse what this reader would take for something else."""
+    activation = cfg.get("act_fn", "jumprelu")
+    known = isinstance(activation, str) and activation.lower() == "jumprelu"
+    require(known, f"act_fn {str(activation)[:50]!r} is not read here, only 'jumprelu'")
+    subtracts = cfg.get("apply_decoder_bias_to_pre_encoder", False)
+    require(subtracts is False, "apply_decoder_bias_to_pre_encoder is not read here, only as false")
+    before, after = cfg.get("hook_point_in"), cfg.get("hook_point_out")
+    one = after is None or before == after
+    require(
+        one,
+        f"a transcoder from {str(before)[:80]} to {str(after)[:80]} is not read here, only SAEs of one site",
+    )
 
 
 def _scale(cfg: dict[str, Any], d_in: int) -> float:

@@ -1,9 +1,9 @@
 """openai's sparse_autoencoder: one `.pt` state dict.
 
 Tensors: pre_bias [d_in], encoder.weight [d_sae, d_in], latent_bias [d_sae], decoder.weight [d_in, d_sae]
-(missing where the decoder is tied), three buffers of statistics, and beside them "activation" ("TopK" or
-"ReLU") and "activation_state_dict" (k, postact_fn). `pre_bias` is subtracted from the input and added to the
-output. A TopK stands behind a layer norm of each row, a ReLU does not.
+(where tied, decoder.linear.weight, the encoder's), three buffers of statistics, and beside them "activation"
+("TopK" or "ReLU") and "activation_state_dict" (k, postact_fn). `pre_bias` is subtracted from the input and
+added to the output. A TopK stands behind a layer norm of each row, a ReLU does not.
 
 Source: Gao et al. 2024 (arXiv 2406.04093) and its code.
 """
@@ -48,9 +48,9 @@ def read(place: Place) -> Loaded:
     name = place.ending(".pt", ".pth")[0]
     state, where = place.torch(name), str(place.folder / name)
     tensors = {key: leaf for key, leaf in state.items() if isinstance(leaf, np.ndarray)}
-    if "decoder.weight" not in tensors and "encoder.weight" in tensors:
-        tensors["decoder.weight"] = np.asarray(tensors.pop(TIED, tensors["encoder.weight"])).T
-    extra = tensors.keys() - set(NAMES.values()) - STATISTICS.keys() - {TIED}
+    if TIED in tensors:
+        tensors["decoder.weight"] = tensors.pop(TIED).T
+    extra = tensors.keys() - set(NAMES.values()) - STATISTICS.keys()
     require(not extra, f"{where} has tensors that are not known here: {', '.join(sorted(extra))}")
     for key in NAMES.values():
         require(key in tensors, f"{where} has no tensor {key}; it has: {', '.join(tensors) or 'none'}")
