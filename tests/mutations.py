@@ -424,7 +424,9 @@ def attempt(place: Path) -> str:
         assert {name: leaf.shape for name, leaf in loaded.params.items()} == {
             name: leaf.shape for name, leaf in shapes.items()
         }
-        assert all(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in loaded.params.values())
+        kinds = {name: str(leaf.dtype) for name, leaf in loaded.params.items()}
+        floats = all(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in loaded.params.values())
+        assert floats, f"loaded with {kinds}"
         message, outcome = "", "loaded"
     assert "\n" not in message, f"more than one line: {message!r}"
     assert len(message) < 3000, f"too long: {message[:200]}"

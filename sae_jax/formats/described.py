@@ -144,6 +144,8 @@ def _listed(value: Any) -> Any:
 def _unlisted(name: str, listed: Any) -> np.ndarray:
     try:
         values = np.asarray(listed["values"]).astype(np.float64)
-        return values.astype(jnp.dtype(listed["dtype"]))
+        dtype = jnp.dtype(listed["dtype"])
     except (TypeError, ValueError, KeyError):
         raise InputError(f"the leaf {name} must be a dtype and values, numbers or a list of them") from None
+    require(jnp.issubdtype(dtype, jnp.floating), f"the leaf {name} must be floating point, got {dtype}")
+    return values.astype(dtype)
