@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from sae_jax.base import SAE, Batch, InputError, Params, require
 from sae_jax.data import Source, stages
-from sae_jax.folds import fold_decoder_norms, inner, untied
+from sae_jax.folds import WITHOUT_PENALTY, fold_decoder_norms, inner, untied
 from sae_jax.layer_norm import LayerNorm, is_layer_normed, layer_norm, layer_normed
 
 __all__ = [
@@ -35,7 +35,7 @@ Rows = Float[Array | np.ndarray, "n d"]
 
 ROWS_AT_A_TIME = 65_536
 
-FOLDS = ("relu", "topk", "batch_topk", "jumprelu", "gated")
+FOLDS = tuple(WITHOUT_PENALTY)
 """What a normalisation can be folded into, as it is or within a wrapper."""
 
 

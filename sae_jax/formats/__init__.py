@@ -60,12 +60,12 @@ def read(path: str | Path) -> tuple[str, Loaded]:
     path = Path(path)
     require(path.exists(), f"{path} does not exist")
     place = Place(path)
-    below = several(path)
-    if len(below) == 1:
-        return read(*below.values())
     name = recognise(place)
     if name is None:
-        raise InputError(_unknown(place))
+        below = {} if place.is_file else inside(path)
+        if len(below) == 1:
+            return read(*below.values())
+        raise InputError(_unknown(place, below))
     try:
         return name, described.restored(FORMATS[name].read(place))
     except InputError as error:
@@ -175,8 +175,7 @@ def _put(path: Path, form: Form) -> None:
             stage.unlink(missing_ok=True)
 
 
-def _unknown(place: Place) -> str:
-    below = {} if place.is_file else inside(place.path)
+def _unknown(place: Place, below: dict[str, Path]) -> str:
     if below:
         names = ", ".join(list(below)[:20]) + (", ..." if len(below) > 20 else "")
         return f"{place.path} holds {len(below)} SAEs: name one of {names}, or use load_all"

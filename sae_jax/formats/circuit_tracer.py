@@ -23,7 +23,7 @@ from sae_jax.folds import as_jumprelu, fold_b_dec, inner, kind, plain_sae
 from sae_jax.formats import files
 from sae_jax.formats.described import DESCRIPTION
 from sae_jax.formats.files import Place
-from sae_jax.formats.format import Form, Format, Loaded, fitted
+from sae_jax.formats.format import UNKNOWN, Form, Format, Loaded, fitted
 from sae_jax.layer_norm import is_layer_normed
 
 CONFIG, WEIGHTS = "config.yaml", "layer_{}.safetensors"
@@ -36,7 +36,6 @@ HOOKS = {
     "model_name": "model_name",
 }
 """The config's words, and SAELens's."""
-UNKNOWN = "unknown"
 
 
 def recognise(place: Place) -> bool:

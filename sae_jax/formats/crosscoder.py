@@ -4,7 +4,6 @@ Tensors: W_enc [sources, d_in, d_sae], b_enc [d_sae], W_dec [d_sae, sources, d_i
 """
 
 from functools import partial
-from typing import Any
 
 import numpy as np
 
@@ -13,12 +12,14 @@ from sae_jax.base import require
 from sae_jax.folds import kind
 from sae_jax.formats import files
 from sae_jax.formats.files import Place
-from sae_jax.formats.format import Form, Format, Loaded, fitted, keys
+from sae_jax.formats.format import CARRIED, Form, Format, Loaded, fitted, keys, told_by
 from sae_jax.layer_norm import is_layer_normed
 
 CONFIG, WEIGHTS = "cfg.json", "cc_weights.pt"
 NAMES = ("W_enc", "b_enc", "W_dec", "b_dec")
-OURS, CARRIED = "crosscoder", "metadata"
+OURS = "crosscoder"
+WORDS = {"model_name": "model_name", "hook_point": "hook_name"}
+"""The config's, and SAELens's."""
 DTYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 DEFAULTS = {"seed": 0, "dec_init_norm": 0.08, "device": "cpu"}
 """What the module's constructor asks for."""
@@ -45,7 +46,7 @@ def read(place: Place) -> Loaded:
     sae = find("crosscoder")(d_in, d_sae, sources=sources, l1=0.0)
     beside = place.beside(CONFIG if name == WEIGHTS else f"{name.removesuffix('.pt')}_{CONFIG}")
     cfg = beside.json(beside.path.name) if beside.is_file else {}
-    return Loaded(sae, fitted(sae, tensors, where), _metadata(cfg))
+    return Loaded(sae, fitted(sae, tensors, where), told_by(cfg, OURS, WORDS))
 
 
 def form(loaded: Loaded) -> Form:
@@ -64,15 +65,6 @@ def form(loaded: Loaded) -> Form:
     }
     written = {WEIGHTS: partial(files.write_torch, dict(params)), CONFIG: partial(files.write_json, cfg)}
     return Form(written, ("its layer norm",) if is_layer_normed(sae) else ())
-
-
-def _metadata(cfg: dict[str, Any]) -> dict[str, Any]:
-    carried = cfg.get(CARRIED, {})
-    require(isinstance(carried, dict), f"{CONFIG}: {CARRIED} must be an object")
-    rest = {name: value for name, value in cfg.items() if name != CARRIED}
-    words = {"model_name": "model_name", "hook_point": "hook_name"}
-    told = {ours: rest[theirs] for theirs, ours in words.items() if rest.get(theirs)}
-    return {**told, **carried, **({OURS: rest} if rest else {})}
 
 
 FORMAT = Format(f"ckkissane's crosscoder ({CONFIG}, {WEIGHTS})", recognise, read, form, keeps_metadata=True)

@@ -65,6 +65,31 @@ def fitted(sae: SAE, tensors: Tensors, where: str) -> Params:
     return {name: tensors[name] for name in shapes}
 
 
+CARRIED = "metadata"
+"""The entry of a config for what other formats tell."""
+UNKNOWN = "unknown"
+"""The model or site of an SAE that does not tell it, where a library's loader wants a name."""
+
+
+def told_by(cfg: dict[str, Any], own: str, words: Mapping[str, str]) -> dict[str, Any]:
+    """The metadata of a config: its words in SAELens's, what rode along, and itself whole.
+
+    Args:
+      cfg: the config.
+      own: the format's name, under which the config is kept.
+      words: the config's words for what SAELens has one for.
+
+    Raises:
+      InputError: what rode along is no object.
+    """
+    carried = cfg.get(CARRIED, {})
+    require(isinstance(carried, dict), f"the config's {CARRIED} must be an object")
+    rest = {name: value for name, value in cfg.items() if name != CARRIED}
+    said = {theirs: rest[theirs] for theirs in words if isinstance(rest.get(theirs), str)}
+    named = {words[theirs]: name for theirs, name in said.items() if name not in ("", UNKNOWN)}
+    return {**named, **carried, **({own: rest} if rest else {})}
+
+
 def keys(place: Place, name: str) -> set[str]:
     """What a `.pt` file holds, by name; nothing where it cannot be read."""
     try:

@@ -5,23 +5,18 @@ skip transcoder affine_skip_connection [d_in, d_out]. JumpReLU without `b_dec` s
 """
 
 from functools import partial
-from typing import Any
 
 from sae_jax.base import require
 from sae_jax.folds import as_jumprelu, fold_b_dec, plain_sae
 from sae_jax.formats import files
 from sae_jax.formats.files import Place
-from sae_jax.formats.format import Form, Format, Loaded, fitted
+from sae_jax.formats.format import CARRIED, UNKNOWN, Form, Format, Loaded, fitted, told_by
 from sae_jax.formats.gemma_scope import sizes
 from sae_jax.layer_norm import is_layer_normed
 
 CONFIG, WEIGHTS = "config.json", "params.safetensors"
 OURS = "gemma_scope_2"
 """The key of our metadata."""
-UNKNOWN = "unknown"
-"""The model of an SAE that does not tell it; SAELens's loader wants a name."""
-CARRIED = "metadata"
-"""The config's entry for what other formats tell."""
 NAMES = {
     "W_enc": "w_enc",
     "b_enc": "b_enc",
@@ -57,7 +52,7 @@ def read(place: Place) -> Loaded:
     require(not extra, f"{where} has tensors that are not known here: {', '.join(sorted(extra))}")
     sae = plain_sae("jumprelu", d_in, d_sae, d_out=d_out if transcodes else None, skip=skip)
     leaves = {ours: tensors[theirs] for ours, theirs in NAMES.items() if theirs in tensors}
-    return Loaded(sae, fitted(sae, leaves, where), _metadata(cfg))
+    return Loaded(sae, fitted(sae, leaves, where), told_by(cfg, OURS, WORDS))
 
 
 def form(loaded: Loaded) -> Form:
@@ -80,16 +75,6 @@ def form(loaded: Loaded) -> Form:
     tensors = {NAMES[name]: leaf for name, leaf in params.items()}
     written = {WEIGHTS: partial(files.write_safetensors, tensors), CONFIG: partial(files.write_json, cfg)}
     return Form(written, ("its layer norm",) if is_layer_normed(sae) else ())
-
-
-def _metadata(cfg: dict[str, Any]) -> dict[str, Any]:
-    carried = cfg.get(CARRIED, {})
-    require(isinstance(carried, dict), f"{CONFIG}: {CARRIED} must be an object")
-    rest = {name: value for name, value in cfg.items() if name != CARRIED}
-    told = {
-        ours: rest[theirs] for theirs, ours in WORDS.items() if rest.get(theirs) not in (None, "", UNKNOWN)
-    }
-    return {**told, **carried, **({OURS: rest} if rest else {})}
 
 
 FORMAT = Format(f"Gemma Scope 2 ({WEIGHTS}, {CONFIG})", recognise, read, form, keeps_metadata=True)

@@ -21,7 +21,7 @@ from sae_jax.base import require
 from sae_jax.folds import as_jumprelu, fold_b_dec, plain_sae
 from sae_jax.formats import files
 from sae_jax.formats.files import Place
-from sae_jax.formats.format import Form, Format, Loaded, fitted
+from sae_jax.formats.format import CARRIED, Form, Format, Loaded, fitted, told_by
 from sae_jax.layer_norm import is_layer_normed
 
 CONFIG, FOLDER, WEIGHTS = "hyperparams.json", "checkpoints", "final.safetensors"
@@ -33,7 +33,9 @@ NAMES = {
     "b_dec": "decoder.bias",
 }
 TRANSPOSED = ("W_enc", "W_dec")
-OURS, CARRIED = "llama_scope", "metadata"
+OURS = "llama_scope"
+WORDS = {"hook_point_in": "hook_name"}
+"""The config's, and SAELens's."""
 
 
 def recognise(place: Place) -> bool:
@@ -73,7 +75,7 @@ def read(place: Place) -> Loaded:
         leaves |= {name: (wide[name] / scale).astype(wide[name].dtype) for name in ("W_dec", "b_dec")}
         leaves["W_enc"] = leaves["W_enc"].astype(wide["W_enc"].dtype)
     sae = plain_sae("jumprelu", d_in, d_sae, apply_b_dec_to_input=False)
-    return Loaded(sae, fitted(sae, leaves, where), _metadata(cfg))
+    return Loaded(sae, fitted(sae, leaves, where), told_by(cfg, OURS, WORDS))
 
 
 def form(loaded: Loaded) -> Form:
@@ -141,14 +143,6 @@ def _scale(cfg: dict[str, Any], d_in: int) -> float:
 def _number(value: Any, told: str) -> float:
     require(type(value) in (int, float) and math.isfinite(value) and abs(value) < 1e30, told)
     return float(value)
-
-
-def _metadata(cfg: dict[str, Any]) -> dict[str, Any]:
-    carried = cfg.get(CARRIED, {})
-    require(isinstance(carried, dict), f"the config's {CARRIED} must be an object")
-    rest = {name: value for name, value in cfg.items() if name != CARRIED}
-    hook = {"hook_name": rest["hook_point_in"]} if isinstance(rest.get("hook_point_in"), str) else {}
-    return {**hook, **carried, OURS: rest}
 
 
 FORMAT = Format(
