@@ -1,16 +1,10 @@
 """From pre-activations to features."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
-from jax.core import Tracer
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
-from sae_jax.base import InputError
-
-Number = Any
-"""A Python number, or a traced scalar."""
+from sae_jax.selection import Number, largest, largest_of_all
 
 
 def relu(pre: Float[Array, "*batch d_sae"]) -> Float[Array, "*batch d_sae"]:
@@ -29,35 +23,6 @@ def relu(pre: Float[Array, "*batch d_sae"]) -> Float[Array, "*batch d_sae"]:
       Array([0., 2.], dtype=float32)
     """
     return jax.nn.relu(pre)
-
-
-def largest(values: Float[Array, "*batch n"], k: Number, k_max: int | None = None) -> Bool[Array, "*batch n"]:
-    """Which entries of each row are among its `k` largest; of equal ones the earlier.
-
-    Args:
-      values: rows.
-      k: how many; traced where `k_max` is given. More than `n` are all.
-      k_max: the largest `k` that will come, a Python integer: it sets the size of the search.
-
-    Returns:
-      A mask with `min(k, n)` entries set per row.
-
-    Raises:
-      InputError: `k` is traced and `k_max` left out.
-
-    Example:
-      >>> largest(jnp.array([3.0, 1.0, 2.0]), k=2)
-      Array([ True, False,  True], dtype=bool)
-    """
-    if k_max is None and isinstance(k, Tracer):
-        raise InputError("k is traced, as an axis of a sweep is: give k_max, the largest k that it will take")
-    n = values.shape[-1]
-    k_max = min(int(k) if k_max is None else k_max, n)
-    rows = jax.lax.stop_gradient(values).reshape(-1, n)
-    _, places = jax.lax.top_k(rows, k_max)
-    kept = jnp.broadcast_to(jnp.arange(k_max) < k, places.shape)
-    mask = jnp.zeros(rows.shape, bool).at[jnp.arange(rows.shape[0])[:, None], places].set(kept)
-    return mask.reshape(values.shape)
 
 
 def topk(
@@ -103,7 +68,7 @@ def batch_topk(
     if k_max is None and isinstance(k, int | float):
         k_max = k
     count = None if k_max is None else int(k_max * rows)
-    return topk(pre.reshape(-1), jnp.floor(k * rows), count).reshape(pre.shape)
+    return jnp.where(largest_of_all(pre, jnp.floor(k * rows), count), relu(pre), 0)
 
 
 def jumprelu(

@@ -15,8 +15,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Scalar
 
-from sae_jax.activations import Number, largest, relu
+from sae_jax.activations import relu
 from sae_jax.base import Progress
+from sae_jax.selection import Number, largest
 
 Decode = Callable[[Float[Array, "batch d_sae"]], Float[Array, "batch d_out"]]
 """The decoder without its bias."""

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, Scalar
 
-from sae_jax.activations import Number
 from sae_jax.base import Params
+from sae_jax.selection import Number
 
 INTEGRAL, PROPORTIONAL, LARGEST = 0.01, 1.0, 10.0
 """Gains of `steer`, per step and at once (docs/target_l0.md), and how far its integral may go."""

@@ -1,13 +1,18 @@
-"""The affine maps that every architecture shares, and the matrix product in the form fastest for its size."""
+"""The affine maps that every architecture shares, and the matrix product: its form and its precision."""
 
 import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import partial
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.lax import Precision
 from jaxtyping import Array, Float
 from optax import safe_norm
 
-from sae_jax.base import Params
+from sae_jax.base import Params, require
 
 TINY = 4096
 """Multiply-adds up to which a product costs more to call than to compute, measured in docs/design.md."""
@@ -16,7 +21,7 @@ TINY = 4096
 def matmul(
     a: Float[Array | np.ndarray, "*batch inner"], b: Float[Array | np.ndarray, "inner out"]
 ) -> Float[Array, "*batch out"]:
-    """`a b`, computed by a library call or, where that costs more than the work, by a fused loop.
+    """`a b`, to the `precision` that is set, by the form that is fastest for the size.
 
         c_bj = sum_i a_bi b_ij
 
@@ -31,11 +36,99 @@ def matmul(
     Returns:
       The product, in the common dtype. The two forms differ by rounding only.
     """
+    return _chosen.value(a, b)
+
+
+def _product(a, b, precision: Precision | None = None) -> Array:
+    return _fused(a, b) if _is_tiny(a, b) else jnp.matmul(a, b, precision=precision)
+
+
+def _is_tiny(a, b) -> bool:
     rows = math.prod(a.shape[:-1])
     # a number that is only a symbol, as in an exported program, is no int
-    if isinstance(rows, int) and rows * b.size <= TINY:
-        return (jnp.asarray(a)[..., None] * b).sum(axis=-2)
-    return jnp.matmul(a, b)
+    return isinstance(rows, int) and rows * b.size <= TINY
+
+
+def _fused(a, b) -> Array:
+    return (jnp.asarray(a)[..., None] * b).sum(axis=-2)
+
+
+def _bfloat16_product(a, b) -> Array:
+    """`a b` of rounded operands where these are float32; other dtypes keep what they have."""
+    if jnp.result_type(a, b) != jnp.float32:
+        return _product(a, b)
+    return _rounded_product(jnp.asarray(a, jnp.float32), jnp.asarray(b, jnp.float32))
+
+
+@jax.custom_vjp
+def _rounded_product(a: Float[Array, "*batch inner"], b: Float[Array, "inner out"]) -> Array:
+    a, b = _rounded(a), _rounded(b)
+    if _is_tiny(a, b):
+        return _fused(a, b)
+    # on a CPU, XLA multiplies no bfloat16 to float32 in every place that a product can stand in
+    exact = partial(jnp.matmul, precision=Precision.HIGHEST)
+    return jax.lax.platform_dependent(a, b, cpu=exact, default=_bfloat16_units)
+
+
+def _bfloat16_units(a, b) -> Array:
+    a, b = a.astype(jnp.bfloat16), b.astype(jnp.bfloat16)
+    return jnp.matmul(a, b, precision=Precision.DEFAULT, preferred_element_type=jnp.float32)
+
+
+def _forward(a, b):
+    return _rounded_product(a, b), (a, b)
+
+
+def _backward(operands, c):
+    """`dL/da = c b^T` and `dL/db = a^T c`, of rounded operands as well, for c = dL/d(ab)."""
+    a, b = operands
+    # not reshape(-1, ...), which a matrix without entries leaves open
+    a_rows, c_rows = (array.reshape(math.prod(array.shape[:-1]), array.shape[-1]) for array in (a, c))
+    return _rounded_product(c, b.T), _rounded_product(a_rows.T, c_rows)
+
+
+_rounded_product.defvjp(_forward, _backward)
+
+
+def _rounded(array: Float[Array, "*shape"]) -> Array:
+    """The nearest bfloat16, left in float32: a conversion there and back XLA may leave out."""
+    return jax.lax.reduce_precision(array, exponent_bits=8, mantissa_bits=7)
+
+
+PRECISIONS: dict[str, Callable[..., Array]] = {
+    "bfloat16": _bfloat16_product,
+    "tensorfloat32": partial(_product, precision=Precision.HIGH),
+    "highest": partial(_product, precision=Precision.HIGHEST),
+}
+"""How products are taken, by name."""
+
+# not JAX's own setting, which a CPU ignores and which on other devices would reach the data too
+_chosen = jax.make_user_context(_product)
+
+
+def precision(name: str) -> AbstractContextManager[None]:
+    """How exactly the products of every SAE that is traced within are taken, forward and backward.
+
+    `bfloat16` rounds both operands to 8 significant bits, on every device, and adds up in float32; weights,
+    moments, biases, thresholds and losses stay float32. `tensorfloat32` lets a GPU round them to 11 bits, and
+    a TPU take three passes of bfloat16. `highest` rounds nothing; on a CPU these two are the same.
+    Outside, it is as `jax.default_matmul_precision` says. docs/precision.md tells what `bfloat16` costs.
+
+    Args:
+      name: a key of `PRECISIONS`.
+
+    Returns:
+      A context manager. It is part of what compiled programs are kept by.
+
+    Raises:
+      InputError: another name.
+
+    Example:
+      >>> with precision("bfloat16"):
+      ...     state, history = run(step, state, source, steps=500)
+    """
+    require(name in PRECISIONS, f"precision must be one of {', '.join(PRECISIONS)}, got {name!r}")
+    return _chosen(PRECISIONS[name])
 
 
 def pre_activations(

@@ -5,9 +5,9 @@ from collections.abc import Callable, Sequence
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Scalar
 
-from sae_jax.activations import Number
 from sae_jax.base import Batch, Params
 from sae_jax.linear import decode, matmul
+from sae_jax.selection import Number
 
 
 def reduce(values: Float[Array, "batch features"], mean_features: bool) -> Scalar:

@@ -8,10 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
+from sae_jax import sharding
 from sae_jax.base import SAE, Batch, InputError, Params, require
-from sae_jax.data import Source, stages
+from sae_jax.data import Source, on_mesh, stages
 from sae_jax.folds import WITHOUT_PENALTY, fold_decoder_norms, inner, untied
 from sae_jax.layer_norm import LayerNorm, is_layer_normed, layer_norm, layer_normed
 
@@ -173,6 +175,11 @@ class Normalised:
     def evaluation(self, rows: int) -> Iterator[Batch]:
         """Batches to measure on."""
         return map(self._apply, self.source.evaluation(rows))
+
+    def on_mesh(self, mesh: Mesh) -> "Normalised":
+        """The same batches on a mesh."""
+        by = sharding.placed((self.normalisation, self.target), mesh)
+        return Normalised(on_mesh(self.source, mesh), *by)
 
     def _apply(self, batch: Batch) -> Batch:
         of_target = self.normalisation if self.target is None else self.target

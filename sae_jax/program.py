@@ -1,7 +1,7 @@
 """What a sweep compiles: one member's functions, vmapped, with each axis led to what takes it."""
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
@@ -9,12 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import psutil
 from jaxtyping import Array, Shaped
 
-from sae_jax import metrics
+from sae_jax import metrics, sharding
 from sae_jax.base import SAE, Batch, InputError, TrainState, require
+from sae_jax.cost import Footprint, footprint
 from sae_jax.data import Source
+from sae_jax.devices import free_memory
+from sae_jax.endings import Ending, Patience, not_yet, until_ended
 from sae_jax.grid import Grid
 from sae_jax.train import init, make_step, trained_params
 
@@ -27,9 +29,12 @@ class Members(NamedTuple):
 
     hyper: dict[str, Shaped[Array, "members"]]
     train: TrainState
+    ending: Ending
 
 
-def checked_program(factory, optimizer, grid: Grid, source: Source, dtype) -> "Program":
+def checked_program(
+    factory, optimizer, grid: Grid, source: Source, dtype, patience: Patience | None = None
+) -> "Program":
     """The program for these arguments; whatever can be said against them is said here."""
     seeds = grid.get("seed", np.zeros(1, int))
     whole = seeds.dtype.kind in "iu" and seeds.min() >= 0 and seeds.max() < 2**32
@@ -38,7 +43,9 @@ def checked_program(factory, optimizer, grid: Grid, source: Source, dtype) -> "P
     require(
         exact, f"dtype {jnp.dtype(dtype)} needs double precision: jax.config.update('jax_enable_x64', True)"
     )
-    program = program_of(Call.of(factory), Call.of(optimizer), tuple(grid), jnp.dtype(dtype))
+    if patience is not None:
+        patience.checked()
+    program = program_of(Call.of(factory), Call.of(optimizer), tuple(grid), jnp.dtype(dtype), patience)
     for row in _distinct_rows(grid, program.factory_names):
         factory(**row)
     _try(program, grid, source)
@@ -76,7 +83,8 @@ class Program(NamedTuple):
     build: Callable[[dict[str, Any]], tuple[SAE, optax.GradientTransformation]]
     first_step: Callable[[dict[str, Any], Batch], Any]
     """Of one member, from its initial weights; to find out whether it can be traced."""
-    to_device: Callable[[Grid], dict[str, Array]]
+    to_device: Callable[[Grid], dict[str, np.ndarray]]
+    """Columns of a grid in the dtypes that devices take."""
     start: Callable[[dict[str, Array]], Members]
     step: Callable[[Members, Batch], tuple[Members, dict[str, Array]]]
     measure: Callable[[Members, Batch, Array], metrics.Sums]
@@ -84,7 +92,9 @@ class Program(NamedTuple):
 
 
 @lru_cache(maxsize=32)
-def program_of(factory, optimizer, names: tuple[str, ...], dtype) -> Program:
+def program_of(
+    factory, optimizer, names: tuple[str, ...], dtype, patience: Patience | None = None
+) -> Program:
     factory = factory.partial() if isinstance(factory, Call) else factory
     optimizer = optimizer.partial() if isinstance(optimizer, Call) else optimizer
     factory_names, optimizer_names = _route(factory, optimizer, names)
@@ -95,18 +105,24 @@ def program_of(factory, optimizer, names: tuple[str, ...], dtype) -> Program:
             return sae, optimizer
         return sae, optimizer(**{theirs: hyper[ours] for ours, theirs in optimizer_names.items()})
 
-    def to_device(rows: Grid) -> dict[str, Array]:
+    def to_device(rows: Grid) -> dict[str, np.ndarray]:
         kinds = {"f": dtype, "i": jnp.int32, "u": jnp.uint32}
         whole = {
             name: column.astype(np.uint32) if name == "seed" else column for name, column in rows.items()
         }
-        return {name: jnp.asarray(column, kinds[column.dtype.kind]) for name, column in whole.items()}
+        return {name: column.astype(kinds[column.dtype.kind]) for name, column in whole.items()}
 
     def start(hyper) -> TrainState:
         return init(*build(hyper), jax.random.key(hyper.get("seed", 0)), dtype)
 
+    def begin(hyper) -> Members:
+        return Members(hyper, jax.vmap(start)(hyper), jax.vmap(lambda _: not_yet(patience))(hyper))
+
     def step(hyper, state: TrainState, batch: Batch):
         return make_step(*build(hyper))(state, batch)
+
+    def guarded_step(hyper, state: TrainState, ending: Ending, batch: Batch):
+        return until_ended(make_step(*build(hyper)), patience)(state, ending, batch)
 
     def measure(hyper, state: TrainState, batch: Batch, centre):
         return metrics.measure(build(hyper)[0], trained_params(state), batch, centre)
@@ -115,23 +131,41 @@ def program_of(factory, optimizer, names: tuple[str, ...], dtype) -> Program:
         return build(hyper)[0].encode(trained_params(state), x)
 
     def vmapped_step(state: Members, batch: Batch):
-        train, logs = jax.vmap(step, in_axes=(0, 0, None))(state.hyper, state.train, batch)
-        return Members(state.hyper, train), logs
+        over_members = jax.vmap(guarded_step, in_axes=(0, 0, 0, None))
+        train, ending, logs = over_members(state.hyper, state.train, state.ending, sharding.rows(batch))
+        return laid_out(Members(state.hyper, train, ending)), logs
+
+    def vmapped_measure(state: Members, batch: Batch, centre):
+        over_members = jax.vmap(measure, in_axes=(0, 0, None, None))
+        return sharding.everywhere_on_mesh(
+            over_members(state.hyper, state.train, sharding.rows(batch), centre)
+        )
+
+    def vmapped_encode(state: Members, x):
+        over_members = jax.vmap(encode, in_axes=(0, 0, None))
+        return sharding.everywhere_on_mesh(over_members(state.hyper, state.train, sharding.rows(x)))
 
     return Program(
         factory_names,
         build,
         lambda hyper, batch: step(hyper, start(hyper), batch),
         to_device,
-        jax.jit(lambda hyper: Members(hyper, jax.vmap(start)(hyper))),
+        jax.jit(lambda hyper: laid_out(begin(hyper))),
         vmapped_step,
-        jax.jit(
-            lambda state, batch, centre: jax.vmap(measure, in_axes=(0, 0, None, None))(
-                state.hyper, state.train, batch, centre
-            )
-        ),
-        jax.jit(lambda state, x: jax.vmap(encode, in_axes=(0, 0, None))(state.hyper, state.train, x)),
+        jax.jit(vmapped_measure),
+        jax.jit(vmapped_encode),
     )
+
+
+def laid_out(state: Members) -> Members:
+    """Inside a compiled function: the state as `sharding.SPECS` lays it out, where a mesh is in force."""
+    return sharding.constrained(state, layout(state))
+
+
+def layout(state: Members) -> Any:
+    """How the state lies on a mesh, a spec per leaf."""
+    one = jax.eval_shape(lambda params: jax.tree.map(lambda leaf: leaf[0], params), state.train.params)
+    return sharding.specs(state, one, lead=("member",))
 
 
 def arguments_of(factory: Callable[..., Any]) -> dict[str, inspect.Parameter]:
@@ -240,22 +274,14 @@ def _distinct_rows(grid: Grid, names: tuple[str, ...]) -> list[dict[str, Any]]:
     return [dict(zip(names, row.tolist(), strict=True)) for row in rows]
 
 
-def members_that_fit(program: Program, grid: Grid, source: Source) -> int:
-    """How many members train at once in half of the free memory: weights, moments, gradients, activations."""
+def members_that_fit(program: Program, grid: Grid, source: Source, axes: Mapping[str, int]) -> int:
+    """How many members train at once in half of the free memory of a mesh's devices."""
+    one = footprint_of(program, grid, source).over(axes["data"], axes["latent"]).total
+    return axes["member"] * max(1, int(SHARE_OF_MEMORY * free_memory() // one))
+
+
+def footprint_of(program: Program, grid: Grid, source: Source) -> Footprint:
+    """What one member takes while it trains."""
     one = program.to_device({name: column[:1] for name, column in grid.items()})
-    state = jax.eval_shape(program.start, one)
     batch = jax.eval_shape(lambda: source.batch(jnp.int32(0)))
-    held = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
-    weights = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state.train.params))
-    d_sae = state.train.progress.since_fired.shape[-1]
-    # features, pre-activations and their gradients; reconstruction, error and its gradient
-    rows = (4 * batch.x.shape[0] * d_sae + 3 * batch.y.size) * state.train.params["W_dec"].dtype.itemsize
-    return max(1, int(SHARE_OF_MEMORY * free_memory() // (2 * held + 2 * weights + rows)))
-
-
-def free_memory() -> int:
-    """Bytes that the first device still has."""
-    stats = jax.local_devices()[0].memory_stats()
-    if stats and "bytes_limit" in stats:
-        return stats["bytes_limit"] - stats["bytes_in_use"]
-    return psutil.virtual_memory().available
+    return footprint(jax.eval_shape(program.start, one), batch)

@@ -25,6 +25,7 @@ WHERE_KNOWN = (
     "absorption", "consistency",
 )  # fmt: skip
 """More of them, where the features of the data are known or seeds were held against each other."""
+DIVERGED = "diverged"
 MORE_IS_BETTER = {"explained_variance", *WHERE_KNOWN} - {"hedging", "absorption"}
 
 
@@ -59,7 +60,10 @@ class SweepResult(NamedTuple):
     metrics: dict[str, np.ndarray]
     """Final metrics by name, [members, ...]; see `metrics.stream` for their definitions."""
     history: dict[str, np.ndarray]
-    """Logs by name, [points, members], and `step` [points]."""
+    """Logs by name, [points, members], and `step` [points]; NaN where a member had ended."""
+    status: np.ndarray
+    """Per member "ok", or how it ended before its time: "diverged at step N", "stopped early at step N",
+    "dropped at step N"."""
 
     @property
     def params(self) -> Params:
@@ -77,23 +81,16 @@ class SweepResult(NamedTuple):
         return np.sort(np.concatenate([np.array([], int), *(part.members for part in self.parts)]))
 
     @property
-    def status(self) -> np.ndarray:
-        """Per member "ok", or "diverged at step N" from the first point whose loss was not finite."""
-        wrong = ~np.isfinite(self.history["loss"])
-        first = self.history["step"][wrong.argmax(axis=0)]
-        # a last update can break the weights after the last loss was taken
-        broken = ~np.isfinite(self.metrics["mse"])
-        last = self.history["step"][-1]
-        return np.array(
-            [
-                f"diverged at step {first[i]}"
-                if wrong[:, i].any()
-                else f"diverged at step {last}"
-                if broken[i]
-                else "ok"
-                for i in range(wrong.shape[1])
-            ]
-        )
+    def sound(self) -> np.ndarray:
+        """Which members did not diverge."""
+        return ~np.char.startswith(self.status, DIVERGED)
+
+    @property
+    def loss(self) -> np.ndarray:
+        """Each member's loss at the last point before it ended; NaN of one that diverged."""
+        log = self.history["loss"]
+        last = len(log) - 1 - np.isfinite(log[::-1]).argmax(axis=0)
+        return np.where(self.sound, log[last, np.arange(log.shape[1])], np.nan)
 
     @property
     def groups(self) -> dict[str, np.ndarray]:
@@ -112,7 +109,7 @@ class SweepResult(NamedTuple):
         Example:
           >>> pandas.DataFrame(result.table)
         """
-        measured = {"loss": self.history["loss"][-1], **self.metrics}
+        measured = {"loss": self.loss, **self.metrics}
         return {
             "member": np.arange(members(self.grid)),
             **self.grid,
@@ -138,7 +135,7 @@ class SweepResult(NamedTuple):
           >>> among, told = result.settings, result.intervals()
           >>> among.grid["l1"], told["l0"].mean, told["l0"].half_width
         """
-        among, ok = self.settings, self.status == "ok"
+        among, ok = self.settings, self.sound
         columns = {name: column for name, column in self.table.items() if name in (*COLUMNS, *WHERE_KNOWN)}
         told = {name: interval(np.where(ok, column, np.nan), among) for name, column in columns.items()}
         if "consistency" in told:
@@ -183,7 +180,7 @@ class SweepResult(NamedTuple):
         """
         total = members(self.grid)
         require(len(self.kept) == total, "this needs the weights of all members, and some were not saved")
-        ok = self.status == "ok"
+        ok = self.sound
         rows: list[np.ndarray] = [np.empty(0)] * total
         for part in self.parts:
             stacked = np.asarray(part.params["W_dec"])
@@ -235,7 +232,7 @@ class SweepResult(NamedTuple):
         for part in self.parts:
             for place, index in enumerate(part.members.tolist()):
                 target, l0 = part.sae(place).config.get("target_l0"), float(self.metrics["l0"][index])
-                if target is None or self.status[index] != "ok" or abs(l0 - target) <= tolerance * target:
+                if target is None or not self.sound[index] or abs(l0 - target) <= tolerance * target:
                     continue
                 why = (
                     "the penalty had no time to work, or the learning rate is too small for its threshold"
@@ -267,11 +264,11 @@ class SweepResult(NamedTuple):
         """
         bounds = at_most or {}
         cost = self._cost(by)
-        allowed = np.isfinite(cost) & (self.status == "ok")
+        allowed = np.isfinite(cost) & self.sound
         for name, bound in bounds.items():
             allowed &= self._column(name) <= bound
         if not allowed.any():
-            ok = self.status == "ok"
+            ok = self.sound
             least = {name: self._column(name)[ok].min() for name in bounds if ok.any()}
             reached = "; ".join(f"the least {name} reached is {value:.4g}" for name, value in least.items())
             raise InputError(f"no member keeps to {bounds or 'a finite value'}: {reached or 'all diverged'}")
@@ -292,7 +289,7 @@ class SweepResult(NamedTuple):
           >>> [result.table["l1"][i] for i in result.frontier()]
         """
         xs, ys = self._cost(x), self._cost(y)
-        fit = np.flatnonzero((self.status == "ok") & np.isfinite(xs) & np.isfinite(ys))
+        fit = np.flatnonzero(self.sound & np.isfinite(xs) & np.isfinite(ys))
         fit = fit if among is None else np.intersect1d(fit, among)
         order = fit[np.lexsort((ys[fit], xs[fit]))]
         least_before = np.minimum.accumulate(np.concatenate([[np.inf], ys[order]]))[:-1]
@@ -365,6 +362,7 @@ class SweepResult(NamedTuple):
             grid = {name: _read_column([row[name] for row in rows], kind) for name, kind in axes.items()}
             names = (set(COLUMNS) | set(WHERE_KNOWN) & set(rows[0] if rows else ())) - {"loss"}
             metrics = {name: np.array([float(row[name]) for row in rows]) for name in names}
+            status = np.array([row["status"] for row in rows])
         except (OSError, EOFError, ValueError, KeyError, TypeError, BadZipFile) as error:
             raise InputError(f"{folder} does not hold a whole sweep: {error!r}") from None
         require(bool(rows), f"{folder} does not hold a whole sweep: metrics.csv has no rows")
@@ -376,11 +374,12 @@ class SweepResult(NamedTuple):
             grid,
             metrics,
             history,
+            status,
         )
 
     def __repr__(self) -> str:
         told = f"{members(self.grid)} members over {', '.join(self.grid)}"
-        return f"SweepResult({told}; {int((self.status == 'ok').sum())} ok)"
+        return f"SweepResult({told}; {int(self.sound.sum())} ok)"
 
 
 def _member(path: Path) -> TrainedSAE:
@@ -433,6 +432,7 @@ def join(results: Sequence[SweepResult], labels: Sequence[dict[str, str | int]])
         _together(tables, counts),
         {name: np.concatenate([result.metrics[name] for result in results]) for name in common},
         {"step": steps[0], **logs},
+        np.concatenate([result.status for result in results]),
     )
 
 

@@ -1,8 +1,8 @@
 """A sweep is `vmap` of the training step over a table of hyper-parameters."""
 
 import hashlib
-import math
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,27 +11,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
-from sae_jax import checkpoint, metrics
+from sae_jax import checkpoint, chunks, distributed, halving, linear
 from sae_jax.base import SAE, require
+from sae_jax.chunks import Look
+from sae_jax.cut import cut
 from sae_jax.data import Source
+from sae_jax.endings import Patience
 from sae_jax.grid import Grid, members
-from sae_jax.metrics.recovery import recovered_by
-from sae_jax.program import bounded, checked_program, members_that_fit
+from sae_jax.program import bounded, checked_program
 from sae_jax.result import Part, SweepResult, join
-from sae_jax.synthetic import World
-from sae_jax.train import History, run_resumable, trained_params
-
-
-class Look(NamedTuple):
-    """What a sweep tells between chunks of steps."""
-
-    member_steps: int
-    """Steps done, summed over members."""
-    total: int
-    """Steps that the whole sweep has, summed over members."""
-    history: History
-    """Of the members that are training."""
+from sae_jax.train import Saving
 
 
 def sweep(
@@ -42,17 +33,21 @@ def sweep(
     source: Source,
     steps: int,
     dtype=jnp.float32,
+    precision: str | None = None,
+    mesh: str | Mesh | None = None,
     members_at_once: int | None = None,
     points: int = 100,
     evaluate_rows: int = 65_536,
+    patience: Patience | None = None,
+    keep_best: int | None = None,
     look: Callable[[Look], bool | None] | None = None,
-    checkpoints: str | Path | None = None,
+    checkpoints: str | Path | Saving | None = None,
 ) -> SweepResult:
     """Train one SAE per row of a grid, all in one compiled program on one shared stream of batches.
 
     Each column goes where its name is an argument: to the factory (`l1`), to the optimizer (`b1`; `lr` is
     its `learning_rate`), or, for `seed`, to the key that draws the initial weights. Member i follows the
-    run of that member alone, and one that diverges touches no other.
+    run of that member alone. One that diverges touches no other, and keeps the weights that it had.
 
     Args:
       factory: makes the SAE, shapes bound: `partial(sae_jax.relu, d_in=4, d_sae=6)`.
@@ -61,19 +56,28 @@ def sweep(
       source: one batch a step, shared by all members.
       steps: training steps per member.
       dtype: of the weights and hyper-parameters.
+      precision: to what factors of matrix products are rounded, a key of `linear.PRECISIONS`; None for what
+        JAX does.
+      mesh: how to spread over devices, `"member=4,data=2"`, `"auto"`, or from `sharding.mesh`; None for one
+        device, or where there are several processes `"auto"`.
       members_at_once: how many train side by side; None for as many as fit in half of the free memory.
       points: about how many points of history to keep.
       evaluate_rows: how many rows the final metrics look at, at most.
+      patience: when a member has trained enough; None for never.
+      keep_best: how many members are left after successive halvings (`halving.rounds`), chosen by the
+        frontier of L0 against unexplained variance; None for all. The others are not computed any longer:
+        those that are left train packed together.
       look: called between chunks of steps; returning True ends the sweep there, after a checkpoint.
-      checkpoints: a folder to write checkpoints to, and to go on from where it holds some.
+      checkpoints: a folder to write checkpoints to, and to go on from where it holds some; or a `Saving`.
 
     Returns:
       A `SweepResult`. Where the source is a `synthetic.World`, what it knows of its features is held against
-      what the members found: `metrics.recovery` tells the figures.
+      what the members that were left found: `metrics.recovery` tells the figures.
 
     Raises:
       InputError: an axis that nothing takes or that sets a shape, a value that the factory refuses, an
-        optimizer that lacks an argument, data of another width, checkpoints of another request.
+        optimizer that lacks an argument, data of another width, checkpoints of another request, a mesh that
+        does not divide members, rows or latents, processes that were given different data.
       Stopped: `look` asked for the end.
 
     Example:
@@ -81,65 +85,31 @@ def sweep(
       ...                source=in_memory(x), steps=500)
       >>> result.table["l0"]
     """
-    factory = bounded(factory, grid)
-    program = checked_program(factory, optimizer, grid, source, dtype)
-    total = members(grid)
-    checkpoints = None if checkpoints is None else Path(checkpoints)
-    if checkpoints is not None:
-        checkpoint.claim(
-            checkpoints, request(factory, optimizer, grid=grid, source=source, steps=steps, dtype=dtype)
-        )
-    at_once = _members_per_chunk(program, grid, source, members_at_once, checkpoints)
-    chunks = math.ceil(total / at_once)
-
-    parts = []
-    for number in range(chunks):
-        first = number * at_once
-        size = min(at_once, total - first)
-        # the last chunk is filled up with copies of the last member, so that one program serves all
-        rows = np.minimum(np.arange(first, first + at_once), total - 1)
-
-        def tell(done: int, history: History, first=first, size=size) -> bool:
-            return bool(look and look(Look(first * steps + size * done, total * steps, history)))
-
-        state, history = run_resumable(
-            program.step,
-            program.start(program.to_device({name: column[rows] for name, column in grid.items()})),
-            source,
-            steps,
-            points=points,
-            look=tell,
-            checkpoints=None if checkpoints is None else checkpoints / f"{number}-of-{chunks}",
-        )
-        measured = metrics.stream(partial(program.measure, state), source.evaluation(evaluate_rows))
-        if isinstance(source, World):
-            dictionaries = trained_params(state.train)["W_dec"]
-            measured |= recovered_by(dictionaries, partial(program.encode, state), source, evaluate_rows)
-        parts.append(
-            {
-                "params": {
-                    name: np.asarray(leaf)[:size] for name, leaf in trained_params(state.train).items()
-                },
-                "metrics": {name: value[:size] for name, value in measured.items()},
-                "step": history["step"],
-                "history": {name: log.T[:size] for name, log in history.items() if name != "step"},
-            }
-        )
-
-    logs = {name: log.T for name, log in _joined(parts, "history").items()}
-    joined_metrics = _joined(parts, "metrics")
+    factory, saving = bounded(factory, grid), Saving.of(checkpoints)
+    with nullcontext() if precision is None else linear.precision(precision):
+        program = checked_program(factory, optimizer, grid, source, dtype, patience)
+        rounds = halving.rounds(members(grid), steps, keep_best)
+        if saving is not None or distributed.several():
+            settings = {"dtype": dtype, "precision": precision, "patience": patience, "keep_best": keep_best}
+            asked = request(factory, optimizer, grid=grid, source=source, steps=steps, **settings)
+            distributed.agree(asked)
+            if saving is not None:
+                checkpoint.claim(saving.folder, asked)
+        how = cut(program, grid, source, mesh, members_at_once, saving)
+        way = chunks.Way(program, source, steps, how, points, evaluate_rows, look, saving)
+        book = chunks.trained(way, grid, rounds)
     part = Part(
         lambda place: factory(**{name: grid[name][place].item() for name in program.factory_names}),
-        _joined(parts, "params"),
-        np.arange(total),
-        density=joined_metrics["density"],
+        book.params,
+        np.arange(members(grid)),
+        density=book.metrics["density"],
     )
-    return SweepResult(
-        (part,),
-        grid,
-        metrics=joined_metrics,
-        history={"step": parts[0]["step"], **logs},
-    )
+    history = {name: log if name == "step" else log.T for name, log in book.history.items()}
+    return SweepResult((part,), grid, book.metrics, history, book.status)
+
+
+DECIDE = ("precision", "patience", "keep_best")
+"""Options of `sweep` that decide its numbers, beside those that every request has."""
 
 
 class Group(NamedTuple):
@@ -155,12 +125,9 @@ def sweep_all(
     *,
     source: Source,
     steps: int,
-    dtype=jnp.float32,
-    members_at_once: int | None = None,
-    points: int = 100,
-    evaluate_rows: int = 65_536,
     look: Callable[[Look], bool | None] | None = None,
-    checkpoints: str | Path | None = None,
+    checkpoints: str | Path | Saving | None = None,
+    **rest: Any,
 ) -> SweepResult:
     """Sweep several architectures or widths over the same batches: one table, one frontier.
 
@@ -168,8 +135,9 @@ def sweep_all(
 
     Args:
       groups: a factory, an optimizer and a grid each.
-      checkpoints: a folder; each group gets one of its own in it.
-      source, steps, dtype, members_at_once, points, evaluate_rows, look: as for `sweep`.
+      source, steps, look: as for `sweep`.
+      checkpoints: as for `sweep`; each group gets a folder of its own in it.
+      rest: whatever else `sweep` takes.
 
     Returns:
       A `SweepResult` whose first columns are `architecture` and `d_sae`.
@@ -184,16 +152,23 @@ def sweep_all(
       >>> sweep_all(groups, source=source, steps=5000).frontier()
     """
     require(len(groups) > 0, "there is nothing to sweep: no groups were given")
-    configs = [_first_config(group, source, dtype) for group in groups]
-    sizes = [members(group.grid) for group in groups]
-    if checkpoints is not None:
-        checkpoint.claim(Path(checkpoints), request_all(groups, source=source, steps=steps, dtype=dtype))
+    settings = {name: value for name, value in rest.items() if name in ("dtype", *DECIDE)}
+    configs = [_first_config(group, source, settings.get("dtype", jnp.float32)) for group in groups]
+    sizes, saving = [members(group.grid) for group in groups], Saving.of(checkpoints)
+    if saving is not None:
+        checkpoint.claim(saving.folder, request_all(groups, source=source, steps=steps, **settings))
     results = []
     for number, group in enumerate(groups):
         before = sum(sizes[:number])
 
         def tell(seen: Look, before=before) -> bool | None:
-            return look and look(Look(before * steps + seen.member_steps, sum(sizes) * steps, seen.history))
+            of_all = seen._replace(
+                member_steps=before * steps + seen.member_steps,
+                total=sum(sizes) * steps,
+                first=before + seen.first,
+                stop=before + seen.stop,
+            )
+            return look and look(of_all)
 
         results.append(
             sweep(
@@ -201,26 +176,25 @@ def sweep_all(
                 grid=group.grid,
                 source=source,
                 steps=steps,
-                dtype=dtype,
-                members_at_once=members_at_once,
-                points=points,
-                evaluate_rows=evaluate_rows,
                 look=tell,
-                checkpoints=None if checkpoints is None else Path(checkpoints) / f"group-{number}",
+                checkpoints=None if saving is None else saving.at(f"group-{number}"),
+                **rest,
             )
         )
     return join(results, [{name: config[name] for name in ("architecture", "d_sae")} for config in configs])
 
 
-def request_all(groups: Sequence[Group], *, source: Source, steps: int, dtype=jnp.float32) -> dict[str, Any]:
+def request_all(groups: Sequence[Group], *, source: Source, steps: int, **settings: Any) -> dict[str, Any]:
     """`request` of a single group, or of several: what decides the numbers of `sweep_all`, as JSON."""
     asked = [
-        request(group.factory, group.optimizer, grid=group.grid, source=source, steps=steps, dtype=dtype)
+        request(group.factory, group.optimizer, grid=group.grid, source=source, steps=steps, **settings)
         for group in groups
     ]
     if len(asked) == 1:
         return asked[0]
-    shared = {name: asked[0][name] for name in ("steps", "dtype", "batch_size", "data")}
+    shared = {
+        name: asked[0][name] for name in ("steps", "dtype", "batch_size", "data", *DECIDE) if name in asked[0]
+    }
     return {**shared, "members": sum(one["members"] for one in asked), "groups": asked}
 
 
@@ -231,26 +205,6 @@ def _first_config(group: Group, source: Source, dtype) -> dict[str, Any]:
     return factory(**{name: group.grid[name][0].item() for name in names}).config
 
 
-def _joined(parts: list[dict[str, Any]], what: str) -> dict[str, np.ndarray]:
-    """The chunks' arrays end to end, each let go of as it is joined: at most one is held twice."""
-    return {name: np.concatenate([part[what].pop(name) for part in parts]) for name in list(parts[0][what])}
-
-
-def _members_per_chunk(
-    program, grid: Grid, source: Source, asked: int | None, checkpoints: Path | None
-) -> int:
-    """How many members train side by side: as asked, as in the run that is resumed, or as many as fit."""
-    require(asked is None or asked >= 1, f"members_at_once must be at least 1, got {asked}")
-    total = members(grid)
-    # the memory that is free may have changed since
-    before = [] if checkpoints is None else [path.name for path in checkpoints.glob("*-of-*")]
-    if before and asked is None:
-        chunks = int(before[0].split("-of-")[1])
-    else:
-        chunks = math.ceil(total / (asked or members_that_fit(program, grid, source)))
-    return math.ceil(total / chunks)
-
-
 def request(
     factory: Callable[..., SAE],
     optimizer: Callable[..., optax.GradientTransformation] | optax.GradientTransformation,
@@ -259,11 +213,14 @@ def request(
     source: Source,
     steps: int,
     dtype=jnp.float32,
+    precision: str | None = None,
+    patience: Patience | None = None,
+    keep_best: int | None = None,
 ) -> dict[str, Any]:
     """What decides the numbers of a sweep, as JSON: a sweep is resumed only by an equal request.
 
-    Arguments are those of `sweep`. Of the optimizer only the name is known; of the data a digest of at most
-    65,536 values per array, spread evenly.
+    Arguments are those of `sweep`; where it runs, and over how many devices, is not among them. Of the
+    optimizer only the name is known; of the data a digest of at most 65,536 values per array, spread evenly.
 
     Returns:
       A dictionary of plain values.
@@ -288,6 +245,9 @@ def request(
         "members": members(grid),
         "grid": _digest(grid.values()),
         "data": _digest(jax.tree.leaves(source), str(jax.tree.structure(source))),
+        "precision": precision,
+        "patience": None if patience is None else patience._asdict(),
+        "keep_best": keep_best,
     }
 
 

@@ -1,10 +1,12 @@
 """Training: one pure step, and the one loop that repeats it."""
 
 import time
+import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +14,9 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, Key, Scalar
 
-from sae_jax import checkpoint
+from sae_jax import distributed, sharding
 from sae_jax.base import SAE, Batch, Params, Progress, TrainState, require
+from sae_jax.checkpoint import Checkpoints, place
 from sae_jax.data import Source, stages
 
 Step = Callable[[Any, Batch], tuple[Any, dict[str, Array]]]
@@ -123,13 +126,15 @@ def run(
     steps: int,
     *,
     start: int = 0,
+    until: int | None = None,
     points: int = 100,
-    between: Callable[[int, Any, History], None] | None = None,
+    between: Callable[[int, Any, History], bool | None] | None = None,
 ) -> tuple[Any, History]:
     """Repeat `step` over the batches `start` to `steps - 1` of a source.
 
     The steps run on the device in chunks of about half a second. How they are chunked changes no bit of
-    the outcome: step i sees batch i, so a run that stops and goes on equals one that does not.
+    the outcome: step i sees batch i, so a run that stops and goes on equals one that does not. Of several
+    processes the first decides how many steps a chunk has.
 
     Args:
       step: from `make_step`, or a vmapped one.
@@ -137,9 +142,10 @@ def run(
       source: answers `batch(i)`.
       steps: how many steps the whole run has.
       start: steps that `state` already has behind it.
+      until: steps after which to pause; None for none. Points of history lie where they lie without it.
       points: about how many points of history to keep, evenly spaced, the last step always among them.
       between: called after every chunk with (steps done, state, history so far). It may save the state,
-        but must be done with it when it returns; what it raises ends the run.
+        but must be done with it when it returns. Returning True ends the run, and so does what it raises.
 
     Returns:
       The final state, and the history from `start` on.
@@ -153,9 +159,9 @@ def run(
     """
     require(steps >= 1, f"steps must be at least 1, got {steps}")
     require(steps < 2**31, f"steps must be below 2^31, got {steps}")
-    require(points >= 1, f"points must be at least 1, got {points}")
-    require(0 <= start <= steps, f"start must lie within the run of {steps} steps, got {start}")
-    stops = points_of(start, steps, points)
+    until = steps if until is None else until
+    require(0 <= start <= until <= steps, f"start must lie within the run of {until} steps, got {start}")
+    stops = [stop for stop in points_of(start, steps, points) if stop <= until]
     logs = jax.eval_shape(lambda state: step(state, source.batch(jnp.int32(0)))[1], state)
     point = jax.eval_shape(stacked, logs)
     recorded = np.empty((len(stops), *point.shape), point.dtype)
@@ -163,29 +169,31 @@ def run(
 
     def history(count):
         logs = {name: recorded[:count, k] for k, name in enumerate(names)}
-        return {"step": np.asarray(stops[:count]), **logs}
+        return {"step": np.asarray(stops[:count], np.int64), **logs}
 
     state = jax.tree.map(jnp.copy, state)
     done, chunk, count = start, 1, 0
-    for stage, end in stages(source, start, steps):
+    for stage, end in stages(source, start, until):
         while done < end:
-            now = min(chunk, stops[count] - done, end - done)
+            now = min(chunk, (stops[count] if count < len(stops) else until) - done, end - done)
             began = time.monotonic()
-            state, logs = _advance(step, state, stage, jnp.int32(done), jnp.int32(now))
-            logs = np.asarray(logs)
+            state, logs = _advance(step, state, stage, np.int32(done), np.int32(now))
+            logs = sharding.everywhere(logs)
             seconds = time.monotonic() - began
             done += now
-            if done == stops[count]:
+            if count < len(stops) and done == stops[count]:
                 recorded[count] = logs
                 count += 1
-            if between is not None:
-                between(done, state, history(count))
-            chunk = max(chunk, now * 2) if seconds < SECONDS_PER_CHUNK else max(1, now // 2)
+            if between is not None and between(done, state, history(count)):
+                return state, history(count)
+            grown = max(chunk, now * 2) if seconds < SECONDS_PER_CHUNK else max(1, now // 2)
+            chunk = distributed.leader(grown)
     return state, history(count)
 
 
 def points_of(start: int, steps: int, points: int) -> list[int]:
     """The steps after which history is taken: multiples of a stride beyond `start`, and the last step."""
+    require(points >= 1, f"points must be at least 1, got {points}")
     every = max(1, steps // points)
     return sorted({*range((start // every + 1) * every, steps, every), *([steps] if start < steps else [])})
 
@@ -194,51 +202,104 @@ class Stopped(Exception):  # noqa: N818, it is an event and not an error
     """A run ended early because it was asked to; its checkpoint holds the state."""
 
 
+class Saving(NamedTuple):
+    """Where checkpoints of a run go, and how many are kept."""
+
+    folder: Any
+    """A path, or a URL `gs://BUCKET/FOLDER`."""
+    seconds: float | None = None
+    """Between two; None for a minute."""
+    last: int = 2
+    best: int = 0
+    """How many of the lowest mean loss to keep beside the last."""
+    tell: Callable[[str], None] = warnings.warn
+    """Takes a sentence about a checkpoint that could not be written or read."""
+
+    @staticmethod
+    def of(checkpoints: "str | Path | Saving | None") -> "Saving | None":
+        """What a folder alone stands for."""
+        folder = isinstance(checkpoints, str | Path)
+        return Saving(checkpoints) if folder else cast(Saving | None, checkpoints)
+
+    def at(self, name: str) -> "Saving":
+        """The same in a folder within this one."""
+        return self._replace(folder=place(self.folder) / name)
+
+    def opened(self) -> Checkpoints:
+        """The checkpoints that are there, to be gone on with."""
+        return Checkpoints(self.folder, self.last, self.best, self.tell)
+
+    @property
+    def between(self) -> float:
+        """Seconds from one checkpoint to the next."""
+        return SECONDS_BETWEEN_CHECKPOINTS if self.seconds is None else self.seconds
+
+
 def run_resumable(
     step: Step,
     state: Any,
     source: Source,
     steps: int,
     *,
+    start: int = 0,
+    until: int | None = None,
     points: int = 100,
-    look: Callable[[int, History], bool] | None = None,
-    checkpoints: Path | None = None,
+    over: Callable[[Any], bool] | None = None,
+    look: Callable[[int, History], bool | None] | None = None,
+    checkpoints: str | Path | Saving | None = None,
 ) -> tuple[Any, History]:
     """`run` that goes on from its last checkpoint, writes one a minute, and one when it is told to stop.
 
     Args:
       step: as for `run`.
-      state: at step 0; what a checkpoint holds takes its place.
+      state: after `start` steps; what a checkpoint holds takes its place.
       source: as for `run`.
       steps: of the whole run.
-      points: as for `run`.
-      look: called between chunks with (steps done, history so far); returning True ends the run.
-      checkpoints: this run's folder; None for no checkpoints.
+      start, until, points: as for `run`.
+      over: called between chunks with the state: whether it is one that no step would change. The run then
+        ends.
+      look: called after it with (steps done, history so far); returning True ends the run. Of several
+        processes all call it, and one that wants to stop stops all.
+      checkpoints: this run's folder, or a `Saving`; None for no checkpoints.
 
     Returns:
       The final state and the whole history, bit for bit those of a run that was never stopped.
 
     Raises:
+      InputError: a checkpoint of another model, or of a newer version.
       Stopped: `look` asked for the end.
     """
-    start, before = 0, {}
-    if checkpoints is not None and (found := checkpoint.restore(checkpoints, state)):
-        start, state, before = found
-    saved_at = time.monotonic()
+    saving, until = Saving.of(checkpoints), steps if until is None else until
+    with nullcontext(None) if saving is None else saving.opened() as safe:
+        start, state, before = (safe and safe.restore(state)) or (start, state, {})
+        saved_at = time.monotonic()
 
-    def joined(history: History) -> History:
-        return {name: np.concatenate([before[name], log]) if before else log for name, log in history.items()}
+        def joined(history: History) -> History:
+            return {
+                name: np.concatenate([before[name], log]) if before else log for name, log in history.items()
+            }
 
-    def between(done: int, state: Any, history: History) -> None:
-        nonlocal saved_at
-        stop = look is not None and look(done, joined(history))
-        unsaved = time.monotonic() - saved_at
-        due = unsaved > (SECONDS_WORTH_KEEPING if done == steps else SECONDS_BETWEEN_CHECKPOINTS)
-        if checkpoints is not None and (stop or due):
-            checkpoint.save(checkpoints, done, state, joined(history))
-            saved_at = time.monotonic()
-        if stop:
-            raise Stopped
+        def between(done: int, state: Any, history: History) -> bool:
+            nonlocal saved_at
+            whole = joined(history)
+            finished = (over is not None and over(state)) or done == until
+            stop = distributed.any_of(look is not None and bool(look(done, whole)))
+            if saving is not None and safe is not None:
+                wait = SECONDS_WORTH_KEEPING if finished else saving.between
+                if stop or distributed.leader(time.monotonic() - saved_at > wait):
+                    safe.save(done, state, whole, _mean_loss(whole))
+                    saved_at = time.monotonic()
+            if stop:
+                raise Stopped
+            return finished
 
-    state, history = run(step, state, source, steps, start=start, points=points, between=between)
-    return state, joined(history)
+        state, history = run(
+            step, state, source, steps, start=start, until=until, points=points, between=between
+        )
+        return state, joined(history)
+
+
+def _mean_loss(history: History) -> float | None:
+    """Of the members that have not ended, at the last point; None where there is none."""
+    last = history["loss"][-1:]
+    return float(last[np.isfinite(last)].mean()) if np.isfinite(last).any() else None

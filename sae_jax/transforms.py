@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from sae_jax.activations import Number
 from sae_jax.base import InputError, Params, known
+from sae_jax.selection import Number
 
 
 def unit_norm_decoder(

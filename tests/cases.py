@@ -40,6 +40,11 @@ class Case(NamedTuple):
         """The SAE at one of the values."""
         return self.factory(**{self.axis: self.values[place]})
 
+    def sized(self, d_sae: int) -> Callable[..., SAE]:
+        """The factory at another width, prefixes at a quarter, a half and all of it."""
+        nested = {"prefixes": (d_sae // 4, d_sae // 2, d_sae)} if "prefixes" in self.factory.keywords else {}
+        return partial(self.factory, d_sae=d_sae, **nested)
+
     def source(self, rows: np.ndarray, batch_size: int = 1024, seed: int = 0):
         """A source of those rows."""
         x, y = self.data(rows)

@@ -1,6 +1,5 @@
-"""The command line: `sae-jax sweep | train | eval | harvest | convert | inspect | push | verify | doctor`."""
+"""The command line: `sae-jax sweep | train | plan | eval | ...`, one function per command."""
 
-import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -11,10 +10,23 @@ import tyro
 
 import sae_jax
 from sae_jax.base import InputError
-from sae_jax.cli import conversion, doctor, evaluate, harvesting, hub, inspection, training, verification
+from sae_jax.cli import (
+    conversion,
+    doctor,
+    evaluate,
+    harvesting,
+    hub,
+    inspection,
+    memory,
+    planning,
+    training,
+    verification,
+)
+from sae_jax.cli.errors import told
+from sae_jax.cli.options import Training
 
 
-def sweep(options: tyro.conf.OmitArgPrefixes[training.Training]) -> int:
+def sweep(options: tyro.conf.OmitArgPrefixes[Training]) -> int:
     """Train an SAE for every combination of the hyper-parameters given, all at once: the main job.
 
     A:B:N is N log-spaced values from A to B; a,b,c is a list; every option with several values makes an
@@ -23,9 +35,14 @@ def sweep(options: tyro.conf.OmitArgPrefixes[training.Training]) -> int:
     return training.sweep_command(options)
 
 
-def train(options: tyro.conf.OmitArgPrefixes[training.Training]) -> int:
+def train(options: tyro.conf.OmitArgPrefixes[Training]) -> int:
     """Train one SAE; the options are those of sweep, each with one value."""
     return training.train_command(options)
+
+
+def plan(options: tyro.conf.OmitArgPrefixes[planning.Planning]) -> int:
+    """Tell what a sweep will take of memory and time, on this machine or another; the options are sweep's."""
+    return planning.run(options)
 
 
 def eval_(options: tyro.conf.OmitArgPrefixes[evaluate.Eval]) -> int:
@@ -66,6 +83,7 @@ def push_(options: tyro.conf.OmitArgPrefixes[hub.Push]) -> int:
 COMMANDS: dict[str, Callable[[Any], int]] = {
     "sweep": sweep,
     "train": train,
+    "plan": plan,
     "eval": eval_,
     "harvest": harvest,
     "convert": convert_,
@@ -100,19 +118,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except OSError as error:
         fail(told(error))
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error) and "ut of memory" not in str(error):
+        if not memory.ran_out(error):
             raise
         fail("not enough memory: try fewer latents, a smaller --batch-size or --members-at-once")
     except KeyboardInterrupt:
         sys.exit(130)
-
-
-def told(error: OSError) -> str:
-    """An operating-system error as a sentence."""
-    where = f"{error.filename}: " if error.filename else ""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return f"{where}the disk is full; nothing was left half-written"
-    return f"{where}{error.strerror or error}"
 
 
 def fail(sentence: str) -> None:

@@ -3,17 +3,20 @@
 import json
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from sae_jax import checkpoint
-from sae_jax.base import require
+from sae_jax import checkpoint, distributed
+from sae_jax.base import InputError, require
+from sae_jax.cli.lock import LOCK, locked
 
 FINISHED = "sweep.json"
 """Put in place last: a folder that has it has everything."""
-OURS = ("metrics.csv", "history.npz", "members", "frontier.png", "report.html", FINISHED)
-CHECKPOINTS, STAGE = "checkpoints", ".writing"
+CHECKPOINTS, KEPT, STAGE = "checkpoints", "checkpoints-kept", ".writing"
+METRICS = "metrics.jsonl"
+"""Grows beside the checkpoints while the run trains."""
+OURS = ("metrics.csv", METRICS, "history.npz", "members", "frontier.png", "report.html", KEPT, FINISHED)
 
 
 class Run:
@@ -27,18 +30,32 @@ class Run:
         """What a finished run tells of itself."""
         return json.loads((self.out / FINISHED).read_text())
 
-    def publish(self, write: Callable[[Path], None]) -> None:
-        """Have `write` fill a folder beside, then move what it wrote into place and drop the checkpoints."""
+    def publish(self, write: Callable[[Path], None], keep_checkpoints: bool = False) -> None:
+        """Have `write` fill a folder beside, then move what it wrote into place and drop the checkpoints.
+
+        Of several processes the first does all of this.
+
+        Args:
+          write: fills the folder that it is given.
+          keep_checkpoints: as `checkpoints-kept`.
+        """
+        if not distributed.first():
+            return
         stage = self.out / STAGE
         _remove(stage)
         write(stage)
+        if (self.checkpoints / METRICS).exists():
+            shutil.copyfile(self.checkpoints / METRICS, stage / METRICS)
         _remove(self.out / FINISHED)
         for name in OURS:
             _remove(self.out / name)
             if (stage / name).exists():
                 (stage / name).replace(self.out / name)
         _remove(stage)
-        _remove(self.checkpoints)
+        # in one move: half of the checkpoints would look like a run to go on with
+        if self.checkpoints.exists():
+            self.checkpoints.replace(self.out / KEPT if keep_checkpoints else stage)
+        _remove(stage)
 
 
 def choose(out: Path | None, name: str, resume: bool) -> Path:
@@ -57,44 +74,72 @@ def claim(out: Path, request: dict[str, Any], *, overwrite: bool, resume: bool) 
     """Take a folder for a run. If it fails, what stays is what was there before, and whole checkpoints.
 
     Args:
-      out: the folder.
+      out: the folder, locked until the run ends. Of several processes the first takes it for all.
       request: what decides the run's numbers; a finished run is resumed only by an equal one.
       overwrite: replace the run that is there. Files that are not a run's stay.
       resume: go on with the run that is there.
 
     Raises:
-      InputError: something is in the way, or the run there was asked for otherwise.
+      InputError: something is in the way, another process writes there, or the run there was asked for
+        otherwise.
     """
     require(not (overwrite and resume), "--overwrite and --resume exclude each other")
+    with ExitStack() as held:
+        run, problem = None, None
+        if distributed.first():
+            try:
+                run = held.enter_context(_taken(out, request, overwrite, resume))
+            except InputError as error:
+                problem = str(error)
+        distributed.all_well(problem)
+        yield Run(out, distributed.leader(run is not None and run.finished))
+
+
+@contextmanager
+def _taken(out: Path, request: dict[str, Any], overwrite: bool, resume: bool) -> Iterator[Run]:
     require(out.is_dir() or not out.exists(), f"{out} is a file, not a folder")
+    new = [path for path in (out, *out.parents) if not path.exists()]
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with locked(out):
+            run = _found(out, request, overwrite, resume)
+            try:
+                yield run
+            finally:
+                _tidied(run)
+    finally:
+        for path in new:
+            if path.is_dir() and not any(path.iterdir()):
+                path.rmdir()
+
+
+def _found(out: Path, request: dict[str, Any], overwrite: bool, resume: bool) -> Run:
+    """The run that is there or begins, its folder of checkpoints made."""
     checkpoints = out / CHECKPOINTS
     # a run that was stopped while it replaced a finished one is not finished
     run = Run(out, finished=resume and (out / FINISHED).exists() and not checkpoints.exists())
     if run.finished:
         checkpoint.require_same(run.about().get("request", {}), request, out)
-    elif resume:
+        return run
+    if resume:
         require(checkpoints.is_dir(), f"{out} holds no run to resume")
     else:
-        occupied = out.exists() and any(out.iterdir())
+        occupied = any(path.name != LOCK for path in out.iterdir())
         require(
             overwrite or not occupied,
             f"{out} exists and is not empty: --overwrite replaces the run in it, --resume goes on with it",
         )
         _remove(checkpoints)
-    new = [path for path in (out, *out.parents) if not path.exists()]
-    try:
-        if not run.finished:
-            checkpoints.mkdir(parents=True, exist_ok=resume)
-        yield run
-    finally:
-        _remove(out / STAGE)
-        # a sweep's chunks hold its checkpoints, and the groups of several sweeps their chunks
-        steps = [*checkpoints.glob("*/*"), *checkpoints.glob("*/*/*")]
-        if checkpoints.is_dir() and not any(path.name.isdecimal() for path in steps):
-            _remove(checkpoints)
-        for path in new:
-            if path.is_dir() and not any(path.iterdir()):
-                path.rmdir()
+    checkpoints.mkdir(exist_ok=resume)
+    return run
+
+
+def _tidied(run: Run) -> None:
+    """Nothing half-written stays, and no folder for checkpoints that holds none."""
+    _remove(run.out / STAGE)
+    # checkpoints are folders named after their step, in folders of chunks, of groups, of rounds
+    if not any(path.name.isdecimal() and path.is_dir() for path in run.checkpoints.rglob("*")):
+        _remove(run.checkpoints)
 
 
 def _remove(path: Path) -> None:

@@ -1,19 +1,24 @@
 """What a person sees while a run goes on, and how they stop it."""
 
+import math
 import signal
 import time
+from collections import Counter
 from types import FrameType
 
 import numpy as np
 from rich import box
 from rich.console import Console, Group
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 
+from sae_jax.cli import throughput
+from sae_jax.cli.throughput import Meter
 from sae_jax.result import SweepResult
 from sae_jax.sweep import Look
 
 SECONDS_BETWEEN_LINES = 10.0
+SECONDS_TO_AN_ENDING = 1.0
 ROWS_IN_SUMMARY = 24
 FOUND = ("f1", "mcc", "mmcs", "uniqueness", "recovered")
 """Columns of the table on true features."""
@@ -24,17 +29,19 @@ ONLY_IN_FILES = ("loss", "mmcs_learned", "precision", "recall", "hedging", "abso
 class Ticker:
     """A progress bar on a terminal, a line now and then elsewhere."""
 
-    def __init__(self, console: Console, members: int, steps: int):
+    def __init__(self, console: Console, members: int, steps: int, batch_size: int):
         self.console, self.members, self.steps = console, members, steps
+        self.meter = Meter(members, batch_size)
         self.share = 0.0
+        self.ended = ""
         self.first: tuple[float, int] | None = None
-        self.line_due = 0.0
+        self.line_at = -math.inf
         self.bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
+            BarColumn(bar_width=20),
             TaskProgressColumn(),
             TextColumn("{task.fields[rates]}"),
             TimeRemainingColumn(),
+            TextColumn("{task.fields[ended]}", table_column=Column()),  # may fold, as the others may not
             console=console,
             disable=console.quiet or not console.is_terminal,
         )
@@ -42,7 +49,7 @@ class Ticker:
     def __enter__(self) -> "Ticker":
         self.say(f"training {counted(self.members)} for {self.steps} steps")
         self.bar.start()
-        self.task = self.bar.add_task(counted(self.members), total=1.0, rates="compiling")
+        self.task = self.bar.add_task("training", total=1.0, rates="compiling", ended="")
         return self
 
     def __exit__(self, *_) -> None:
@@ -59,17 +66,17 @@ class Ticker:
         if self.first is None:
             self.first = now, look.member_steps  # what came before was compilation
         began, before = self.first
+        self.meter.show(look, now)
         speed = (look.member_steps - before) / max(now - began, 1e-9)
-        rates = (
-            f"{speed / self.steps:,.3g} members/s  {speed / self.members:,.0f} steps/s"
-            if speed
-            else "compiled"
-        )
-        self.bar.update(self.task, completed=self.share, rates=rates)
-        if not self.console.is_terminal and now >= self.line_due:
-            left = f"  {(look.total - look.member_steps) / speed:,.0f} s left" if speed else ""
-            self.say(f"{self.share:.0%}  {rates}{left}")
-            self.line_due = now + SECONDS_BETWEEN_LINES
+        rates = throughput.told(speed / self.steps, self.meter.rows_per_second) if speed else "compiled"
+        ended = ", ".join(f"{count:,} {how}" for how, count in look.ended.items() if count)
+        self.bar.update(self.task, completed=self.share, rates=rates, ended=ended)
+        # that a member ended is told soon, but of a thousand that end one by one there are no thousand lines
+        pause = SECONDS_BETWEEN_LINES if ended == self.ended else SECONDS_TO_AN_ENDING
+        if not self.console.is_terminal and now - self.line_at >= pause:
+            left = f"{(look.total - look.member_steps) / speed:,.0f} s left" if speed else ""
+            self.say("  ".join(filter(None, [f"{self.share:.0%}", rates, left, ended])))
+            self.line_at, self.ended = now, ended
 
 
 class StopSignals:
@@ -113,8 +120,8 @@ def summary(result: SweepResult) -> Group:
     for name in result.grid:
         if len(columns.get(name, ())) > 1 and len(np.unique(result.grid[name])) == 1:
             title += f", {name} {columns.pop(name)[0]}"
-    diverged = int((result.status != "ok").sum())
-    title = f"{title}, {diverged} diverged" if diverged else title
+    for how, count in Counter(status.split(" at ")[0] for status in result.status.tolist()).items():
+        title += f", {count:,} {how}" if how != "ok" else ""
     found = {name: columns.pop(name) for name in FOUND if name in columns}
     tables = [_drawn(title, columns)]
     if found:

@@ -5,28 +5,32 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 from urllib.parse import quote
 
+import jax
 import numpy as np
-import tyro
 from rich.console import Console
 
-from sae_jax import normalise
+from sae_jax import distributed, normalise, sharding
 from sae_jax.architectures import find
 from sae_jax.base import require
-from sae_jax.cli import doctor, folder
+from sae_jax.cli import doctor, folder, memory, throughput
 from sae_jax.cli.jobs import Job, prepare
+from sae_jax.cli.observing import observed
+from sae_jax.cli.options import Training
+from sae_jax.cli.processes import joined
 from sae_jax.cli.progress import StopSignals, Ticker, counted, summary
+from sae_jax.endings import Patience
 from sae_jax.metrics.stability import Stability
 from sae_jax.program import arguments_of
 from sae_jax.result import SweepResult
 from sae_jax.sweep import Look, request_all, sweep, sweep_all
-from sae_jax.train import Stopped
+from sae_jax.train import Saving, Stopped
 from sae_jax.trained import TrainedSAE
 
 SAVE_ALL_UP_TO = 256
@@ -34,129 +38,55 @@ MOST_MATCHING = 1e12
 """Of `_matching`; five seeds of 4,096 latents are .7e12 and took 20 s on two cores."""
 
 
-def _left_out(metavar: str) -> Any:
-    """An option that may be left out, whose help says itself what is then taken."""
-    return tyro.conf.arg(metavar=metavar, help_behavior_hint="")
-
-
-MaybeText = Annotated[str | None, _left_out("VALUES")]
-MaybeCount = Annotated[int | None, _left_out("N")]
-MaybePath = Annotated[Path | None, _left_out("FOLDER")]
-
-
-@dataclass
-class Training:
-    """What to train on what, and where to put it."""
-
-    data: Annotated[tyro.conf.Positional[str | None], _left_out("DATA")] = None
-    """A .npy, .npz or .safetensors array [n, d_in], or a store: a folder or URL that sae-jax harvest filled.
-    Default: the eight tokens."""
-    array: Annotated[str | None, _left_out("NAME")] = None
-    """Which array of the file, where it holds several."""
-    site: Annotated[str | None, _left_out("NAMES")] = None
-    """Which site of a store. Of several with commas between, each is swept by itself, in a folder of its own;
-    --arch crosscoder reads them all."""
-    target_site: Annotated[str | None, _left_out("NAME")] = None
-    """The site of the same store that a transcoder is to give."""
-    stream: bool = False
-    """Read a .npy, .safetensors or .pt file, or a folder of Arrow files, as training goes on and not at once.
-    A store always is."""
-    window_rows: Annotated[int | None, _left_out("N")] = None
-    """Rows of a stream that are mixed among one another. Default: 65536."""
-    world: Annotated[str | None, _left_out("NAME")] = None
-    """In place of DATA a world whose features are known: toy_superposition, forty_in_five, hedging,
-    sharkey_uncorrelated, sharkey_correlated, sparse_but_wrong, matryoshka_tree, synthsaebench_1k,
-    synthsaebench_16k."""
-    world_args: tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]] = ()
-    """NAME=VALUE ...: arguments of the world, such as features=512 d_in=64 seed=1."""
-    target: MaybePath = None
-    """A file of rows [n, d_out] that a transcoder is to give."""
-    arch: str = "relu"
-    """Architectures, with commas between: relu, topk, batch_topk, jumprelu, gated, matryoshka, transcoder,
-    crosscoder."""
-    d_sae: MaybeText = None
-    """Number of latents, or several with commas between. Default: 6 on the tokens, 4 * d_in on data, as many
-    as there are features in a world."""
-    l0: MaybeText = None
-    """Active latents per row to arrive at: the k of TopK's family, the target L0 of the others."""
-    l1: MaybeText = None
-    """Weight of the L1 penalty. Default: 0.001:1:16 on the tokens, 0.0001:0.1:8 on data; train: 0.1."""
-    lr: MaybeText = None
-    """Adam's learning rate. Default: 0.01 on the tokens, 0.001 on data."""
-    seeds: MaybeCount = None
-    """How many seeds draw initial weights: 0, 1, ... Default: 16 on the tokens, 1 on data, 3 in a
-    world; train: 1."""
-    arg: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """NAME=VALUES: any other argument of the architectures that take it, or of Adam (b1, b2, eps):
-    tied=True, k=4,8,16, auxk_loss=auxk.saelens, of=topk, b1=0,0.9."""
-    zip: Annotated[str | None, _left_out("AXES")] = None
-    """Axes to walk together instead of multiplying, such as l1,lr."""
-    normalise: Annotated[
-        Literal["mean_norm", "unit_mean_square", "centring", "whitening", "layer_norm"] | None,
-        tyro.conf.arg(help_behavior_hint=""),
-    ] = None
-    """Normalise the data; what is saved takes the data as they are. Default: not at all."""
-    unit_norm_decoder: bool = False
-    """Keep every decoder row at norm 1."""
-    batch_size: MaybeCount = None
-    """Rows per step; all rows where there are fewer. Default: 1024, or what the world says."""
-    steps: MaybeCount = None
-    """Training steps. Default: 500 on the tokens, 5000 on data."""
-    data_seed: int = 0
-    """Names the order of the rows, or the rows of a world."""
-    members_at_once: MaybeCount = None
-    """How many members train side by side. Default: as many as fit in half of the free memory."""
-    out: MaybePath = None
-    """Folder for the results. Default: runs/NAME-N, the first N that is free."""
-    save: Annotated[Literal["all", "frontier", "none"] | None, _left_out("{all,frontier,none}")] = None
-    """Whose weights to keep. Default: all up to 256 members, the frontier beyond."""
-    overwrite: bool = False
-    """Replace a finished or interrupted run in the folder."""
-    resume: bool = False
-    """Go on with an interrupted run in the folder."""
-    quiet: bool = False
-    """No progress, no table."""
-    as_json: Annotated[bool, tyro.conf.arg(name="json", help="print the result as JSON on stdout")] = False
-
-
 def sweep_command(options: Training) -> int:
     """Train every member of the grid; of several sites, one after the other."""
-    sites = (options.site or "").split(",")
-    if len(sites) == 1 or "crosscoder" in options.arch.split(","):
-        return _execute("sweep", options, prepare(options))
-    out = folder.choose(options.out, _name(options), options.resume)
-    for site in sites:
-        own = out / quote(site, safe=":")
-        one = replace(options, site=site, out=own)
-        status = _execute("sweep", one, prepare(one))
-        if status or not (own / folder.FINISHED).exists():
-            return status
-    return 0
+    with joined(options.hosts):
+        sites = (options.site or "").split(",")
+        if len(sites) == 1 or "crosscoder" in options.arch.split(","):
+            return _execute("sweep", options, prepare(options))
+        out = _chosen(options)
+        for site in sites:
+            own = out / quote(site, safe=":")
+            one = replace(options, site=site, out=own)
+            status = _execute("sweep", one, prepare(one))
+            if status or not (own / folder.FINISHED).exists():
+                return status
+        return 0
 
 
 def train_command(options: Training) -> int:
     """Train a single member."""
-    sparse = options.l0 is not None or "l1" not in arguments_of(find(options.arch.split(",")[0]))
-    given = replace(
-        options,
-        l1="0.1" if options.l1 is None and not sparse else options.l1,
-        seeds=1 if options.seeds is None else options.seeds,
-    )
-    job = prepare(given)
-    count = job.members
-    require(count == 1, f"these options make {count} members; train makes one, `sae-jax sweep` makes several")
-    return _execute("train", given, job)
+    with joined(options.hosts):
+        sparse = options.l0 is not None or "l1" not in arguments_of(find(options.arch.split(",")[0]))
+        given = replace(
+            options,
+            l1="0.1" if options.l1 is None and not sparse else options.l1,
+            seeds=1 if options.seeds is None else options.seeds,
+        )
+        job = prepare(given)
+        count = job.members
+        require(
+            count == 1, f"these options make {count} members; train makes one, `sae-jax sweep` makes several"
+        )
+        return _execute("train", given, job)
+
+
+def _chosen(options: Training) -> Path:
+    """The run's folder, the same for all processes."""
+    return Path(distributed.leader(str(folder.choose(options.out, _name(options), options.resume))))
 
 
 def _execute(command: str, options: Training, job: Job) -> int:
     """Claim the folder, train, write, tell."""
     console = Console(stderr=True, quiet=options.quiet)
-    asked = request_all(job.groups, source=job.source, steps=job.steps)
-    out = folder.choose(options.out, _name(options), options.resume)
+    asked = request_all(job.groups, source=job.source, steps=job.steps, **_settings_of(options))
+    distributed.agree(asked)
+    out = _chosen(options)
     with (
+        _within_memory(options, job),
         folder.claim(out, asked, overwrite=options.overwrite, resume=options.resume) as run,
         StopSignals() as signals,
-        Ticker(console, job.members, job.steps) as ticker,
+        Ticker(console, job.members, job.steps, job.source.batch_size) as ticker,
     ):
         if run.finished:
             ticker.say(f"{out} is finished already: there is nothing to resume")
@@ -165,10 +95,12 @@ def _execute(command: str, options: Training, job: Job) -> int:
             return 0
         began = time.monotonic()
         try:
-            result = _train(job, options, run, lambda look: ticker.show(look) or signals.received is not None)
+            result = _train(job, options, run, ticker, signals, asked)
         except Stopped:
             ticker.say(f"stopped at {ticker.share:.0%}; go on with: {_again(out)}")
             return signals.exit_status
+        if not distributed.first():
+            return 0
         about = _about(command, options, asked, time.monotonic() - began)
         found = None
         if result.settings.repeated and _matching(result) <= MOST_MATCHING:
@@ -180,7 +112,8 @@ def _execute(command: str, options: Training, job: Job) -> int:
                 "features are not matched between seeds: it would take minutes; result.stability() does it"
             )
         save = options.save or ("all" if about["members"] <= SAVE_ALL_UP_TO else "frontier")
-        run.publish(partial(_write, result, save, about, job, found))
+        write = partial(_write, result, save, about, job, found)
+        run.publish(write, keep_checkpoints=options.keep_best_checkpoints > 0)
     if options.as_json:
         print(json.dumps(_as_json(result, out, about), indent=2))
     elif not options.quiet:
@@ -190,28 +123,70 @@ def _execute(command: str, options: Training, job: Job) -> int:
     for sentence in result.missed():
         console.print(sentence, highlight=False, soft_wrap=True)
     kept = {"all": "every member's weights", "frontier": "the frontier's weights", "none": "no weights"}[save]
+    share = throughput.share_of_peak(ticker.meter, result, jax.device_count() if _spread(options) else 1)
+    rates = throughput.told(about["members_per_second"], ticker.meter.rows_per_second, share)
     console.print(
-        f"{counted(about['members'])} in {about['seconds']:.1f} s "
-        f"({about['members_per_second']:,.3g} members/s); "
-        f"wrote {out}/: sweep.json, metrics.csv, history.npz, frontier.png, report.html and {kept}",
+        f"{counted(about['members'])} in {about['seconds']:.1f} s ({rates}); wrote {out}/: "
+        f"sweep.json, metrics.csv, metrics.jsonl, history.npz, frontier.png, report.html and {kept}",
         highlight=False,
         soft_wrap=True,
     )
     return 0
 
 
-def _train(job: Job, options: Training, run: folder.Run, look: Callable[[Look], bool]) -> SweepResult:
-    rest = {
-        "source": job.source,
-        "steps": job.steps,
-        "members_at_once": options.members_at_once,
-        "look": look,
-        "checkpoints": run.checkpoints,
-    }
-    if len(job.groups) == 1:
-        result = sweep(*job.groups[0][:2], grid=job.groups[0].grid, **rest)
-    else:
-        result = sweep_all(job.groups, **rest)
+def _settings_of(options: Training) -> dict[str, Any]:
+    """What decides the numbers beside the grid, the data and the steps."""
+    patience = None if options.patience is None else Patience(options.patience)
+    return {"precision": options.precision, "patience": patience, "keep_best": options.keep_best}
+
+
+def _spread(options: Training) -> bool:
+    """Whether more than one device trains."""
+    return options.mesh is not None or distributed.several()
+
+
+def _within_memory(options: Training, job: Job) -> AbstractContextManager[None]:
+    named = options.mesh is not None and options.mesh != "auto"
+    axes = sharding.mesh(options.mesh).shape if named and options.mesh else None
+    devices = jax.device_count() if _spread(options) else 1
+    return memory.explained(job, options.members_at_once, devices, axes)
+
+
+def _train(
+    job: Job,
+    options: Training,
+    run: folder.Run,
+    ticker: Ticker,
+    signals: StopSignals,
+    asked: dict[str, Any],
+) -> SweepResult:
+    saving = Saving(
+        run.checkpoints,
+        options.checkpoint_seconds,
+        options.keep_checkpoints,
+        options.keep_best_checkpoints,
+        ticker.say,
+    )
+    watching = {"tensorboard": options.tensorboard, "wandb": options.wandb, "profile": options.profile}
+    with observed(ticker, run, asked, resume=options.resume, **watching) as show:
+
+        def look(seen: Look) -> bool:
+            show(seen)
+            return signals.received is not None
+
+        rest = {
+            "source": job.source,
+            "steps": job.steps,
+            "mesh": options.mesh,
+            "members_at_once": options.members_at_once,
+            "look": look,
+            "checkpoints": saving,
+            **_settings_of(options),
+        }
+        if len(job.groups) == 1:
+            result = sweep(*job.groups[0][:2], grid=job.groups[0].grid, **rest)
+        else:
+            result = sweep_all(job.groups, **rest)
     if job.normalisation is None:
         return result
     return result.finished(lambda one: TrainedSAE(*normalise.fold(one.sae, one.params, job.normalisation)))

@@ -20,6 +20,8 @@ class Window(NamedTuple):
     """Which row of the data each place holds."""
     slots: Int64[np.ndarray, "window"]
     """Which place of the stream: epoch * n + position, ascending."""
+    stop: int
+    """The place at which the next window begins, whoever reads it."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class Order:
                     keep = window.slots >= epoch * self.n + position
                     if lanes is not None:
                         keep &= np.isin(self._lane(window.slots), sorted(lanes))
-                    yield Window(window.rows[keep], window.slots[keep])
+                    yield Window(window.rows[keep], window.slots[keep], window.stop)
             epoch, position = epoch + 1, 0
 
     def rows_of(self, first: int, stop: int) -> Int64[np.ndarray, "rows"]:
@@ -69,7 +71,7 @@ class Order:
         places = np.lexsort((hashed(slots, self.seed), self._lane(slots)))
         mixed = np.empty_like(rows)
         mixed[places] = rows
-        return Window(mixed, slots)
+        return Window(mixed, slots, int(slots[-1]) + 1)
 
     def _lane(self, slots: np.ndarray) -> np.ndarray:
         return slots % self.batch_size * self.lanes // self.batch_size

@@ -6,8 +6,10 @@ from typing import Protocol, runtime_checkable
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, UInt32
 
+from sae_jax import sharding
 from sae_jax.base import Batch, require
 from sae_jax.data.permutation import divmod_product, mix, permute
 
@@ -47,6 +49,24 @@ def stages(source: Source, start: int, steps: int) -> Iterator[tuple[Source, int
     if isinstance(source, Streamed):
         return source.stages(start, steps)
     return iter([(source, steps)])
+
+
+@runtime_checkable
+class Placeable(Protocol):
+    """A source that lies on a mesh in a way of its own."""
+
+    def on_mesh(self, mesh: Mesh) -> Source:
+        """The same batches, as arrays of the mesh."""
+        ...
+
+
+def on_mesh(source: Source, mesh: Mesh) -> Source:
+    """A source whose batches are arrays of a mesh.
+
+    What is in memory, and what is computed, lies on every device; of what is read, each process reads its
+    share.
+    """
+    return source.on_mesh(mesh) if isinstance(source, Placeable) else sharding.placed(source, mesh)
 
 
 @struct.dataclass

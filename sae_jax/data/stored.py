@@ -5,14 +5,17 @@ import weakref
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jax.sharding import Mesh
 from jaxtyping import Array, Int, Int64, Shaped
 
+from sae_jax import sharding
 from sae_jax.base import Batch, require
 from sae_jax.data.order import Order
 from sae_jax.data.rows import Rows
@@ -24,6 +27,8 @@ BLOCKS_AHEAD = 1
 """Blocks read, or being read, beside the one in use and the one that waits."""
 READERS = 4
 """Threads that read chunks side by side."""
+LANES = 16
+"""As many hosts can share the reading, if nothing else is said."""
 SAMPLED = 16
 """Chunks whose first rows stand for the content, where two sources are compared."""
 
@@ -37,7 +42,7 @@ class Block:
     columns: tuple[Shaped[Array, "steps batch *_"], ...]
     """x and, if there are targets, y. Half precisions as uint16: to slice bfloat16, XLA's CPU compiler would
     widen a whole block each time."""
-    first: Int[Array, ""]
+    first: Int[Array | np.ndarray, ""]
     """The step of the first batch."""
     dtypes: tuple[np.dtype, ...] = struct.field(pytree_node=False)
     """Of the rows themselves."""
@@ -68,6 +73,8 @@ class Stored:
     order: Order = struct.field(pytree_node=False)
     lanes: frozenset[int] | None = struct.field(pytree_node=False)
     """Which parts of every batch are read here; None for all."""
+    mesh: Mesh | None = struct.field(pytree_node=False, default=None)
+    """Where batches go; None for the first device."""
 
     @property
     def batch_size(self) -> int:
@@ -102,8 +109,9 @@ class Stored:
             first = start
             for count, columns in self._blocks(start, steps):
                 with jax.enable_x64(exact):
-                    held = tuple(jax.device_put(_bits(column)) for column in columns)
-                    block = Block(held, jnp.int32(first), tuple(rows.dtype for rows in self._columns))
+                    held = tuple(self._put(_bits(column), axis=1) for column in columns)
+                    dtypes = tuple(rows.dtype for rows in self._columns)
+                    block = Block(held, np.asarray(first, np.int32), dtypes)
                 first += count
                 yield block, min(first, steps)
 
@@ -116,7 +124,22 @@ class Stored:
         spread = np.unique(np.linspace(0, chunks - 1, wanted).astype(int)) * size
         stretches = ((start, min(start + size, len(self.x))) for start in spread.tolist())
         pieces = ([rows.read(*stretch) for rows in self._columns] for stretch in stretches)
-        return (as_batch(*map(jnp.asarray, each)) for each in rebatched(pieces, self.batch_size))
+        whole = ([self._everywhere(column) for column in each] for each in rebatched(pieces, self.batch_size))
+        return (as_batch(*each) for each in whole)
+
+    def on_mesh(self, mesh: Mesh) -> "Stored":
+        """The same batches on a mesh: each process reads the lanes that its devices take.
+
+        Raises:
+          InputError: the processes cannot share the lanes evenly.
+        """
+        return replace(self, lanes=_lanes_of(sharding.share(mesh), self.order.lanes), mesh=mesh)
+
+    def _put(self, local: np.ndarray, axis: int) -> Array:
+        return jax.device_put(local) if self.mesh is None else sharding.from_shares(local, self.mesh, axis)
+
+    def _everywhere(self, whole: np.ndarray) -> Array:
+        return jnp.asarray(whole) if self.mesh is None else sharding.placed(_as_held(whole), self.mesh)
 
     @property
     def _columns(self) -> list[Rows]:
@@ -133,11 +156,12 @@ class Stored:
             for window in self.order.windows(start * self.order.batch_size, self.lanes):
                 carried = len(over[0])
                 total = carried + len(window.rows)
+                # counted by the whole stream, so that all who share it hold the same steps
+                count = window.stop // self.order.batch_size - start
                 blocks = [each.take() for each in buffers]
                 for block, rest, rows in zip(blocks, over, self._columns, strict=True):
                     block[:carried] = rest
                     gather(rows, window.rows, block[carried:total], pool)
-                count = total // size
                 over = [block[count * size : total].copy() for block in blocks]
                 if count:
                     yield count, [block.reshape(capacity, size, *block.shape[1:]) for block in blocks]
@@ -153,7 +177,7 @@ def stored(
     *,
     y: Rows | None = None,
     window_rows: int = WINDOW_ROWS,
-    lanes: int = 1,
+    lanes: int | None = None,
     share: tuple[int, int] = (0, 1),
 ) -> Stored:
     """A source over rows that are read as training goes on: a site of a store, or a file.
@@ -170,7 +194,8 @@ def stored(
       window_rows: about how many rows are mixed among one another. On the host four times as many are held,
         on the device up to three times.
       lanes: into how many parts batches are cut, so that several hosts can share the reading: a multiple of
-        their number. It takes part in the order of the rows; how many hosts there are does not.
+        their number; None for as many of 16 as the batch allows. It takes part in the order of the rows; how
+        many hosts there are does not.
       share: (which, of how many) hosts: this one reads that share of the lanes.
 
     Returns:
@@ -185,23 +210,30 @@ def stored(
       >>> sweep(partial(topk, 512, 4096), grid=grid(k=[8, 16, 32], lr=[1e-3]), source=source, steps=5000)
     """
     require(0 <= seed < 2**32, f"seed must be at least 0 and below 2^32, got {seed}")
-    for name, size in (("batch_size", batch_size), ("window_rows", window_rows), ("lanes", lanes)):
+    for name, size in (("batch_size", batch_size), ("window_rows", window_rows)):
         require(size >= 1, f"{name} must be at least 1, got {size}")
+    require(lanes is None or lanes >= 1, f"lanes must be at least 1, got {lanes}")
     if y is not None:
         require(len(y) == len(x), f"{x.label} has {len(x)} rows but {y.label} has {len(y)}")
-    which, hosts = share
     batch_size = min(batch_size, len(x))
+    lanes = math.gcd(batch_size, LANES) if lanes is None else lanes
     require(batch_size % lanes == 0, f"{lanes} lanes do not divide a batch of {batch_size} rows")
-    require(0 <= which < hosts, f"share is (which, of how many), got {share}")
-    require(lanes % hosts == 0, f"{hosts} hosts cannot share {lanes} lanes evenly")
+    own = _lanes_of(share, lanes)
     # a window holds a batch at least, so that each window brings some step to its end
     chunks = max(1, -(-max(window_rows, batch_size) // x.chunk_rows))
     order = Order(len(x), x.chunk_rows, chunks, batch_size, seed, lanes)
-    several = lanes // hosts
-    own = None if hosts == 1 else frozenset(range(which * several, (which + 1) * several))
     some = np.unique(np.linspace(0, len(x) - 1, SAMPLED).astype(int)).tolist()
     sample = np.concatenate([x.read(row, row + 1) for row in some]).astype(np.float32)
     return Stored(sample, x, y, order, own)
+
+
+def _lanes_of(share: tuple[int, int], lanes: int) -> frozenset[int] | None:
+    """The lanes of one of several hosts; None for all of them."""
+    which, hosts = share
+    require(0 <= which < hosts, f"share is (which, of how many), got {share}")
+    require(lanes % hosts == 0, f"{hosts} hosts cannot share {lanes} lanes evenly")
+    several = lanes // hosts
+    return None if hosts == 1 else frozenset(range(which * several, (which + 1) * several))
 
 
 class Buffers:
@@ -265,6 +297,11 @@ def read_ahead(items: Iterator[Item], depth: int) -> Iterator[Item]:
 
 def _bits(array: np.ndarray) -> np.ndarray:
     return array.view(np.uint16) if array.dtype.itemsize == 2 else array
+
+
+def _as_held(array: np.ndarray) -> np.ndarray:
+    """In float32 where the data are of half precision, which not every transport between hosts knows."""
+    return array.astype(np.float32) if array.dtype.itemsize == 2 else array
 
 
 def _as(array: Array, dtype: np.dtype) -> Array:

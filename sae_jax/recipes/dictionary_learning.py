@@ -20,7 +20,6 @@ import optax
 from jaxtyping import Array, Float, Key
 
 from sae_jax import losses, resampling
-from sae_jax.activations import Number
 from sae_jax.architectures.batch_topk import batch_topk
 from sae_jax.architectures.gated import gated
 from sae_jax.architectures.jumprelu import jumprelu
@@ -31,6 +30,7 @@ from sae_jax.auxk import normalised
 from sae_jax.base import SAE, Params, require
 from sae_jax.initialisation import b_dec_at, geometric_median, rows_at, starting
 from sae_jax.recipes.recipe import Recipe, recipe
+from sae_jax.selection import Number
 from sae_jax.transforms import (
     clip_by_global_norm,
     project_decoder_gradient,

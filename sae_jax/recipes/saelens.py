@@ -15,7 +15,6 @@ from functools import partial
 import optax
 
 from sae_jax import auxk, losses, transforms
-from sae_jax.activations import Number
 from sae_jax.architectures.batch_topk import batch_topk
 from sae_jax.architectures.gated import gated
 from sae_jax.architectures.jumprelu import jumprelu
@@ -24,6 +23,7 @@ from sae_jax.architectures.relu import relu
 from sae_jax.architectures.topk import topk
 from sae_jax.base import require
 from sae_jax.recipes.recipe import Recipe, recipe
+from sae_jax.selection import Number
 
 PENALTIES = {"step": losses.step_l0, "tanh": losses.tanh_l0, "quadratic": losses.quadratic_l0}
 """JumpReLU's penalties by SAELens's names of its modes."""

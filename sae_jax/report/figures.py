@@ -106,7 +106,7 @@ def frontier(
     """
     ax = ax or _new_axes(7.0, 4.6)
     columns = {**result.metrics, **result.table}
-    ok = result.status == "ok"
+    ok = result.sound
     if color is None and result.groups:
         best = _frontiers(result, x, y, ax)
         _means(result, x, y, ax)
@@ -149,7 +149,7 @@ def _frontiers(result: SweepResult, x: str, y: str, ax: Axes) -> np.ndarray:
     columns = {**result.metrics, **result.table}
     fronts = []
     for (label, group), hue in zip(result.groups.items(), itertools.cycle(CATEGORIES), strict=False):
-        shown = group[result.status[group] == "ok"]
+        shown = group[result.sound[group]]
         ax.scatter(columns[x][shown], columns[y][shown], s=16, alpha=0.8, linewidths=0, color=hue)
         best = result.frontier(x, y, group)
         ax.plot(columns[x][best], columns[y][best], color=hue, lw=1.4, label=label)

@@ -86,7 +86,7 @@ def sweep_page(
         columns=list(result.table),
         rows=_cells(result, rows, set(best.tolist())),
         total=members(result.grid),
-        ok=int((result.status == "ok").sum()),
+        ok=int(result.sound.sum()),
     )
 
 
@@ -103,7 +103,7 @@ def rendered(template: str, drawn: Mapping[str, plots.Plot], **words: Any) -> st
 def _views_of(result: SweepResult, best: np.ndarray) -> list[int]:
     """The members to look into: the frontier's, the one nearest to its ideal corner first."""
     if not best.size:
-        ok = (result.status == "ok") & np.isfinite(result.metrics["mse"])
+        ok = result.sound & np.isfinite(result.metrics["mse"])
         return [result.best()] if ok.any() else []
     corner = [result.metrics[name][best] for name in ("l0", "fvu")]
     away = sum(np.square((column - column.min()) / (np.ptp(column) or 1)) for column in corner)
@@ -119,7 +119,7 @@ def _headline(result: SweepResult, about: Mapping[str, Any]) -> dict[str, str]:
         "steps": about.get("steps") or int(result.history["step"][-1]),
         "seconds": seconds,
         "members per second": rate,
-        "diverged": int((result.status != "ok").sum()),
+        "diverged": int((~result.sound).sum()),
     }
     return {
         name: f"{number:,.3g}" if isinstance(number, float) and number < 1000 else f"{number:,.0f}"

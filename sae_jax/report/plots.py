@@ -45,7 +45,7 @@ def frontier(result: SweepResult, y: str = "explained_variance") -> Plot | None:
     columns = result.table
     xs, ys = columns["l0"], columns[y]
     best = result.frontier(y=y)
-    drawable = np.flatnonzero((columns["status"] == "ok") & np.isfinite(xs) & np.isfinite(ys))
+    drawable = np.flatnonzero(result.sound & np.isfinite(xs) & np.isfinite(ys))
     if not drawable.size:
         return None
     points = drawable[thin(drawable.size, np.searchsorted(drawable, best), MOST_POINTS)]
@@ -191,7 +191,7 @@ def axes(result: SweepResult) -> Plot | None:
     xs, column = np.unique(result.grid[across], return_inverse=True)
     ys, row = np.unique(result.grid[down], return_inverse=True)
     value = result.metrics["explained_variance"]
-    ok = (result.status == "ok") & np.isfinite(value)
+    ok = result.sound & np.isfinite(value)
     total, count = np.zeros((2, len(ys), len(xs)))
     np.add.at(total, (row[ok], column[ok]), value[ok])
     np.add.at(count, (row[ok], column[ok]), 1)

@@ -1,0 +1,170 @@
+"""The members of a grid, chunk by chunk side by side, and after each round of halving those that are left."""
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec
+from jaxtyping import Int
+
+from sae_jax import halving, metrics, sharding
+from sae_jax.book import Book
+from sae_jax.cut import Cut
+from sae_jax.data import Source, on_mesh
+from sae_jax.grid import Grid, members
+from sae_jax.halving import Round
+from sae_jax.metrics.recovery import recovered_by
+from sae_jax.program import Members, Program, layout
+from sae_jax.synthetic import World
+from sae_jax.train import History, Saving, points_of, run_resumable, trained_params
+
+
+class Look(NamedTuple):
+    """What a sweep tells between chunks of steps."""
+
+    member_steps: int
+    """Steps done, summed over members."""
+    total: int
+    """Steps that the whole sweep has, summed over members."""
+    history: History
+    """Of the members that are training."""
+    first: int
+    stop: int
+    """These are rows `first` to `stop - 1` of the table; logs of those between that were dropped are NaN."""
+    ended: dict[str, int]
+    """How many members ended before their time, by how: {"diverged": 1}."""
+    done: int
+    """Steps that the members that are training have behind them."""
+
+
+class Way(NamedTuple):
+    """What all chunks of a sweep have in common; see `sweep`."""
+
+    program: Program
+    source: Source
+    steps: int
+    cut: Cut
+    points: int
+    evaluate_rows: int
+    look: Callable[[Look], bool | None] | None
+    saving: Saving | None
+
+
+def trained(way: Way, grid: Grid, rounds: Sequence[Round]) -> Book:
+    """Train a grid.
+
+    Args:
+      way: how.
+      grid: one row per member.
+      rounds: from `halving.rounds`.
+
+    Returns:
+      What became of every member.
+
+    Raises:
+      Stopped: `look` asked for the end.
+    """
+    mesh, book = way.cut.mesh, Book(members(grid), points_of(0, way.steps, way.points))
+    with nullcontext() if mesh is None else jax.set_mesh(mesh):
+        if mesh is not None:
+            way = way._replace(source=on_mesh(way.source, mesh))
+        rows, states = np.arange(members(grid)), None
+        for round in rounds:
+            size = way.cut.side_by_side(len(rows))
+            starts = range(0, len(rows), size)
+            ends = [_chunk(way, book, grid, rounds, round, rows, states, first, size) for first in starts]
+            if round is not rounds[-1]:
+                best = halving.best(book.metrics["l0"][rows], book.metrics["fvu"][rows], round.keep)
+                book.drop(np.delete(rows, best), round.until)
+                whole = jax.tree.map(lambda *leaves: np.concatenate(leaves), *ends)
+                rows, states = rows[best], _of(whole, best)
+    return book
+
+
+def _chunk(
+    way: Way,
+    book: Book,
+    grid: Grid,
+    rounds: Sequence[Round],
+    round: Round,
+    rows: Int[np.ndarray, "members"],
+    states: Members | None,
+    first: int,
+    size: int,
+) -> Members | None:
+    """Train some of a round's members; their state where a further round wants it."""
+    own = rows[first : first + size]
+    # filled up with copies of the last member, so that one program serves all chunks
+    places = np.minimum(np.arange(first, first + size), len(rows) - 1)
+    if states is None:
+        state = _begun(way, {name: column[rows[places]] for name, column in grid.items()})
+    else:
+        state = _placed(way, _of(states, places))
+    number = rounds.index(round)
+    behind = sum(other.work for other in rounds[:number]) + first * (round.until - round.start)
+    total = sum(other.work for other in rounds)
+
+    ended: dict[str, int] = {}
+
+    def over(state: Members) -> bool:
+        nonlocal ended
+        ending = sharding.everywhere(state.ending)
+        ended = book.ended(own, ending)
+        return bool(ending.over.all())
+
+    def tell(done: int, history: History) -> bool | None:
+        if way.look is None:
+            return None
+        spread = {name: log if name == "step" else _spread(log, own) for name, log in history.items()}
+        steps, first, last = behind + len(own) * (done - round.start), own[0].item(), own[-1].item()
+        return way.look(Look(steps, total, spread, first, last + 1, ended, done))
+
+    name = f"{first}-{first + size}" if len(rounds) == 1 else f"round-{number}/{first}-{first + size}"
+    state, history = run_resumable(
+        way.program.step,
+        state,
+        way.source,
+        way.steps,
+        start=round.start,
+        until=round.until,
+        points=way.points,
+        over=over,
+        look=tell,
+        checkpoints=None if way.saving is None else way.saving.at(name),
+    )
+    params = sharding.everywhere(trained_params(state.train))
+    measured = metrics.stream(partial(way.program.measure, state), way.source.evaluation(way.evaluate_rows))
+    if isinstance(way.source, World) and round is rounds[-1]:
+        encode = partial(way.program.encode, state)
+        measured |= recovered_by(params["W_dec"], encode, way.source, way.evaluate_rows)
+    book.note(own, params, measured, history, sharding.everywhere(state.ending))
+    return None if round is rounds[-1] else _of(sharding.everywhere(state), np.arange(len(own)))
+
+
+def _begun(way: Way, hyper: Grid) -> Members:
+    columns = way.program.to_device(hyper)
+    if way.cut.mesh is not None:
+        columns = sharding.placed(columns, way.cut.mesh, PartitionSpec("member"))
+    return way.program.start(columns)
+
+
+def _placed(way: Way, state: Members) -> Members:
+    """A state that lies on the host, where it is to be trained."""
+    if way.cut.mesh is None:
+        return jax.tree.map(jnp.asarray, state)
+    return sharding.placed(state, way.cut.mesh, layout(state))
+
+
+def _of(state: Members, places: Int[np.ndarray, "some"]) -> Members:
+    return jax.tree.map(lambda leaf: leaf[places], state)
+
+
+def _spread(log: np.ndarray, rows: Int[np.ndarray, "members"]) -> np.ndarray:
+    """Columns at the members' own places among all from the first to the last; NaN between them."""
+    spread = np.full((len(log), rows[-1] + 1 - rows[0]), np.nan, log.dtype)
+    spread[:, rows - rows[0]] = log[:, : len(rows)]
+    return spread
