@@ -15,6 +15,7 @@ from sae_jax import (
     normalise,
     recipes,
     resampling,
+    sharding,
     synthetic,
     transforms,
 )
@@ -32,13 +33,14 @@ from sae_jax.architectures import (
 from sae_jax.base import SAE, Batch, Info, InputError, Params, Progress, TrainState
 from sae_jax.convert import convert
 from sae_jax.data import in_memory, open_rows, open_store, read_array, stored
+from sae_jax.endings import Patience
 from sae_jax.grid import grid, zipped
 from sae_jax.harvest import harvest
 from sae_jax.inspection import inspect
 from sae_jax.metrics import evaluate
 from sae_jax.result import SweepResult, join
 from sae_jax.sweep import Group, Look, sweep, sweep_all
-from sae_jax.train import Stopped, init, make_step, run, run_resumable
+from sae_jax.train import Saving, Stopped, init, make_step, run, run_resumable
 from sae_jax.trained import TrainedSAE, load, load_all
 
 __version__ = "0.1.0"
@@ -51,8 +53,10 @@ __all__ = [
     "InputError",
     "Look",
     "Params",
+    "Patience",
     "Progress",
     "SAEModule",
+    "Saving",
     "Stopped",
     "SweepResult",
     "TrainState",
@@ -95,6 +99,7 @@ __all__ = [
     "resampling",
     "run",
     "run_resumable",
+    "sharding",
     "stored",
     "sweep",
     "sweep_all",

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 from jaxtyping import Int
 
-from sae_jax import halving, metrics, sharding
+from sae_jax import halving, linear, metrics, sharding
 from sae_jax.book import Book
 from sae_jax.cut import Cut
 from sae_jax.data import Source, on_mesh
@@ -137,19 +137,22 @@ def _chunk(
         checkpoints=None if way.saving is None else way.saving.at(name),
     )
     params = sharding.everywhere(trained_params(state.train))
-    measured = metrics.stream(partial(way.program.measure, state), way.source.evaluation(way.evaluate_rows))
-    if isinstance(way.source, World) and round is rounds[-1]:
-        encode = partial(way.program.encode, state)
-        measured |= recovered_by(params["W_dec"], encode, way.source, way.evaluate_rows)
+    # whatever training rounds, the table tells what the weights do
+    with linear.precision("highest"):
+        batches = way.source.evaluation(way.evaluate_rows)
+        measured = metrics.stream(partial(way.program.measure, state), batches)
+        if isinstance(way.source, World) and round is rounds[-1]:
+            encode = partial(way.program.encode, state)
+            measured |= recovered_by(params["W_dec"], encode, way.source, way.evaluate_rows)
     book.note(own, params, measured, history, sharding.everywhere(state.ending))
     return None if round is rounds[-1] else _of(sharding.everywhere(state), np.arange(len(own)))
 
 
-def _begun(way: Way, hyper: Grid) -> Members:
-    columns = way.program.to_device(hyper)
+def _begun(way: Way, rows: Grid) -> Members:
+    hyper: Any = way.program.to_device(rows)
     if way.cut.mesh is not None:
-        columns = sharding.placed(columns, way.cut.mesh, PartitionSpec("member"))
-    return way.program.start(columns)
+        hyper = sharding.placed(hyper, way.cut.mesh, PartitionSpec("member"))
+    return way.program.start(hyper)
 
 
 def _placed(way: Way, state: Members) -> Members:

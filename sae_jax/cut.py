@@ -1,6 +1,5 @@
 """How a sweep is cut: over which devices it is spread, and how many members train side by side."""
 
-import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -10,15 +9,16 @@ from jax.sharding import Mesh
 from sae_jax import distributed, sharding
 from sae_jax.base import require
 from sae_jax.checkpoint import place
+from sae_jax.cost import SHARE_OF_MEMORY, side_by_side
 from sae_jax.data import Source
 from sae_jax.devices import choose_mesh, free_memory
 from sae_jax.grid import Grid, members
-from sae_jax.program import SHARE_OF_MEMORY, Program, footprint_of, members_that_fit
+from sae_jax.program import Program, footprint_of, members_that_fit
 from sae_jax.train import Saving
 
 AT_ONCE = "members_at_once"
 """The file beside the checkpoints that tells how the grid was cut when they were begun."""
-ONE_DEVICE = dict.fromkeys(sharding.AXES, 1)
+ONE_DEVICE: Mapping[str, int] = dict.fromkeys(sharding.AXES, 1)
 
 
 class Cut(NamedTuple):
@@ -29,9 +29,7 @@ class Cut(NamedTuple):
 
     def side_by_side(self, count: int) -> int:
         """How many of so many members train at once: chunks of one size, a multiple of the mesh's axis."""
-        axis = 1 if self.mesh is None else self.mesh.shape["member"]
-        chunks = math.ceil(count / self.at_once)
-        return axis * math.ceil(math.ceil(count / chunks) / axis)
+        return side_by_side(count, self.at_once, 1 if self.mesh is None else self.mesh.shape["member"])
 
 
 def cut(
@@ -59,7 +57,7 @@ def cut(
     asked = int(before.read_text()) if before is not None and before.exists() else None
     asked = distributed.leader(members_at_once or asked)
     over = _mesh(program, grid, source, mesh, asked or total)
-    axes: Mapping[str, int] = ONE_DEVICE if over is None else over.shape
+    axes = ONE_DEVICE if over is None else over.shape
     fitting = asked or distributed.leader(members_that_fit(program, grid, source, axes))
     at_once = Cut(over, min(fitting, total)).side_by_side(total)
     if before is not None and distributed.first():

@@ -13,15 +13,12 @@ from jaxtyping import Array, Shaped
 
 from sae_jax import metrics, sharding
 from sae_jax.base import SAE, Batch, InputError, TrainState, require
-from sae_jax.cost import Footprint, footprint
+from sae_jax.cost import Footprint, fitting, footprint
 from sae_jax.data import Source
 from sae_jax.devices import free_memory
 from sae_jax.endings import Ending, Patience, not_yet, until_ended
 from sae_jax.grid import Grid
 from sae_jax.train import init, make_step, trained_params
-
-SHARE_OF_MEMORY = 0.5
-"""How much of the free memory a chunk of members may fill."""
 
 
 class Members(NamedTuple):
@@ -276,8 +273,7 @@ def _distinct_rows(grid: Grid, names: tuple[str, ...]) -> list[dict[str, Any]]:
 
 def members_that_fit(program: Program, grid: Grid, source: Source, axes: Mapping[str, int]) -> int:
     """How many members train at once in half of the free memory of a mesh's devices."""
-    one = footprint_of(program, grid, source).over(axes["data"], axes["latent"]).total
-    return axes["member"] * max(1, int(SHARE_OF_MEMORY * free_memory() // one))
+    return fitting(footprint_of(program, grid, source), axes, free_memory())
 
 
 def footprint_of(program: Program, grid: Grid, source: Source) -> Footprint:

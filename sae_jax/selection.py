@@ -28,7 +28,7 @@ def largest(values: Float[Array, "*batch n"], k: Number, k_max: int | None = Non
       k_max: the largest `k` that will come, a Python integer: it sets the size of the search.
 
     Returns:
-      A mask with `min(k, n)` entries set per row. NaN is set beside them, so that it goes on to the loss.
+      A mask with `min(k, n)` entries set per row. NaN counts as largest, so that it goes on to the loss.
 
     Raises:
       InputError: `k` is traced and `k_max` left out.
@@ -38,7 +38,7 @@ def largest(values: Float[Array, "*batch n"], k: Number, k_max: int | None = Non
       Array([ True, False,  True], dtype=bool)
     """
     n = values.shape[-1]
-    rows = jax.lax.stop_gradient(values).reshape(-1, n)
+    rows = jax.lax.stop_gradient(jnp.asarray(values)).reshape(-1, n)
     return _largest(rows, k, _bound(k, k_max, n), whole=False).reshape(values.shape)
 
 
@@ -51,7 +51,7 @@ def largest_of_all(
     """
     require(values.size < 2**31, f"a batch of {values.shape} entries is too large to choose among at once")
     bound = _bound(count, count_max, values.size)
-    return _largest(jax.lax.stop_gradient(values), count, bound, whole=True)
+    return _largest(jax.lax.stop_gradient(jnp.asarray(values)), count, bound, whole=True)
 
 
 def _bound(k: Number, k_max: int | None, n: int) -> int:
@@ -96,11 +96,11 @@ def _spread(
     split = tuple(axis for axis in split if sharding.size(axis) > 1)
 
     def own(rows, k):
-        origin = [
+        row, column = (
             0 if axis is None else jax.lax.axis_index(axis) * size
             for axis, size in zip((data, latent), rows.shape[1:], strict=True)
-        ]
-        return jax.vmap(lambda rows, k: _among(rows, k, k_max, whole, split, tuple(origin), n))(rows, k)
+        )
+        return jax.vmap(lambda rows, k: _among(rows, k, k_max, whole, split, (row, column), n))(rows, k)
 
     spec = PartitionSpec(member, data, latent)
     return jax.shard_map(own, in_specs=(spec, PartitionSpec(member)), out_specs=spec)(rows, k)
@@ -117,10 +117,10 @@ def _among(
 ) -> Bool[Array, "batch n"]:
     """The mask of a block, which begins at `origin` of the whole; `split` are the axes that hold the rest."""
     places = origin[1] + jnp.arange(rows.shape[1])
-    values = rows
+    values = jnp.where(jnp.isnan(rows), jnp.inf, rows)
     if whole:
         places = ((origin[0] + jnp.arange(rows.shape[0]))[:, None] * n + places).reshape(1, -1)
-        values = rows.reshape(1, -1)
+        values = values.reshape(1, -1)
     # without the barriers XLA sees that one entry is wanted, and sorts all values in place of the search
     best, where = map(jax.lax.optimization_barrier, jax.lax.top_k(values, min(k_max, values.shape[-1])))
     found = places.reshape(-1)[where]
@@ -132,5 +132,5 @@ def _among(
         best = -descending
     last = jnp.broadcast_to(jnp.clip(k - 1, 0, best.shape[-1] - 1), (len(best), 1))
     least, at = (jnp.take_along_axis(each, last, axis=-1) for each in (best, found))
-    chosen = (values > least) | ((values == least) & (places <= at)) | jnp.isnan(values)
+    chosen = (values > least) | ((values == least) & (places <= at))
     return (chosen & (k > 0)).reshape(rows.shape)

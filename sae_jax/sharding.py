@@ -8,10 +8,11 @@ Everything else is JAX's own: under `jax.set_mesh(mesh)` the compiler places the
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -127,10 +128,10 @@ def specs(state: Any, params: Mapping[str, Any], lead: tuple[str, ...] = ()) -> 
 
     def spec(path, leaf) -> PartitionSpec:
         keys = [getattr(entry, "key", getattr(entry, "name", None)) for entry in path]
-        name = next((key for key in reversed(keys) if key in SPECS), None)
+        name = next((str(key) for key in reversed(keys) if key in SPECS), "")
         own = leaf.ndim - len(lead)
         alike = name == "since_fired" or (name in params and params[name].shape == leaf.shape[len(lead) :])
-        if name is None or not alike or own == 0:
+        if not name or not alike or own == 0:
             return PartitionSpec(*lead)
         known = tuple(SPECS[name])
         further = (None,) * (own - len(known))
@@ -143,12 +144,13 @@ def constrained(tree: Any, spec: Any) -> Any:
     """Inside a compiled function: lay arrays out by a spec, or a tree of them, where a mesh is in force."""
     if not in_force():
         return tree
-    one = isinstance(spec, PartitionSpec)
-    return jax.tree.map(
-        lambda leaf, spec: jax.lax.with_sharding_constraint(leaf, spec),
-        tree,
-        jax.tree.map(lambda _: spec, tree) if one else spec,
-    )
+    return _each(jax.lax.with_sharding_constraint, tree, spec)
+
+
+def _each(lay: Callable[[Any, PartitionSpec], Any], tree: Any, spec: Any) -> Any:
+    if isinstance(spec, PartitionSpec):
+        return jax.tree.map(lambda leaf: lay(leaf, spec), tree)
+    return jax.tree.map(lay, tree, spec)
 
 
 def everywhere_on_mesh(tree: Any) -> Any:
@@ -170,16 +172,15 @@ def placed(tree: Any, mesh: Mesh, spec: Any = EVERYWHERE) -> Any:
       mesh: where to.
       spec: one for all, or a tree of them; on every device if nothing else is said.
     """
-    one = isinstance(spec, PartitionSpec)
 
     def place(leaf, spec):
         sharding = NamedSharding(mesh, spec)
-        if isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             return jax.device_put(leaf, sharding)
         whole = np.asarray(leaf)
         return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
 
-    return jax.tree.map(place, tree, jax.tree.map(lambda _: spec, tree) if one else spec)
+    return _each(place, tree, spec)
 
 
 def everywhere(tree: Any) -> Any:

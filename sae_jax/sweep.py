@@ -86,6 +86,10 @@ def sweep(
       >>> result.table["l0"]
     """
     factory, saving = bounded(factory, grid), Saving.of(checkpoints)
+    require(
+        precision != "bfloat16" or jnp.dtype(dtype) == jnp.float32,
+        f"precision bfloat16 rounds products of float32 weights, and these are {jnp.dtype(dtype)}",
+    )
     with nullcontext() if precision is None else linear.precision(precision):
         program = checked_program(factory, optimizer, grid, source, dtype, patience)
         rounds = halving.rounds(members(grid), steps, keep_best)

@@ -1,8 +1,9 @@
-"""What test_distributed.py starts several of: python fellows.py HOST:PORT PROCESSES PROCESS PART."""
+"""What test_distributed.py starts several of: python fellows.py HOST:PORT PROCESSES PROCESS HOW PART."""
 
 import os
 import sys
 import time
+from contextlib import nullcontext
 
 import jax
 import numpy as np
@@ -76,13 +77,15 @@ def other_version(here):
     print("ran")
 
 
+HOW = {"together": distributed.together, "init": lambda *a, **b: nullcontext(distributed.init(*a, **b))}
+
 if __name__ == "__main__":
-    coordinator, processes, process, part = sys.argv[1:]
+    coordinator, processes, process, how, part = sys.argv[1:]
     if part == "other_version":
         ours = distributed.versions()
         distributed.versions = lambda: {**ours, "jaxlib": ours["jaxlib"] + ".post" * int(process)}
     try:
-        with distributed.together(
+        with HOW[how](
             coordinator,
             int(processes),
             int(process),

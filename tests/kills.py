@@ -47,18 +47,25 @@ class Kill(NamedTuple):
 
 
 class Place(NamedTuple):
-    """A folder with a store, and the command that sweeps it."""
+    """A folder with a store, the command that sweeps it, and a run that nobody killed."""
 
     folder: Path
 
     @staticmethod
     def made(folder: Path) -> "Place":
-        """With a store of 16,384 rows of 32."""
+        """A store of 16,384 rows of 32, and its sweep."""
         rng = np.random.default_rng(0)
         table = rng.normal(size=(512, 32)).astype(np.float32)
         tokens = rng.integers(0, 512, (256, 64)).astype(np.int32)
         harvest(lambda tokens: {"site": table[tokens]}, from_tokens(tokens), folder / "acts")
-        return Place(folder)
+        place = Place(folder)
+        place.finished(place.whole)
+        return place
+
+    @property
+    def whole(self) -> Path:
+        """Of the run that nobody killed."""
+        return self.folder / "whole"
 
     def start(self, out: Path, *more: str) -> subprocess.Popen:
         """The command, in a process of its own."""
@@ -86,7 +93,14 @@ def result(out: Path) -> dict[str, bytes]:
     return {**weights, **logs, "metrics.csv": (out / "metrics.csv").read_bytes()}
 
 
-def whole(out: Path) -> list[tuple[str, int]]:
+def differing(out: Path, whole: Path) -> list[str]:
+    """What is not as it is in the run that nobody killed, and files that one of them lacks."""
+    ours, theirs = result(out), result(whole)
+    files = {path.name for path in out.iterdir()} ^ {path.name for path in whole.iterdir()}
+    return [name for name in theirs if ours.get(name) != theirs[name]] + sorted(files)
+
+
+def held_by(out: Path) -> list[tuple[str, int]]:
     """(chunk of members, step) of every checkpoint in place, in the order of training."""
     found = [path for path in (out / "checkpoints").rglob("*") if path.name.isdecimal() and path.is_dir()]
     places = [(path.parent.name, int(path.name)) for path in found]
@@ -121,11 +135,11 @@ def killed(place: Place, out: Path, rng: np.random.Generator, in_checkpoint: boo
         time.sleep(rng.uniform(0, 3))  # before it trains
     else:
         begun(process)
-        time.sleep(rng.uniform(0, 2))
+        time.sleep(rng.choice([1, 1, 6]) * rng.uniform(0, 2))
     process.kill()
     process.stderr.close()
     ended = process.wait() != -signal.SIGKILL
-    held = whole(out)
+    held = held_by(out)
     told = "none" if not held else f"{held[-1][0]} step {held[-1][1]}"
     return Kill("in a checkpoint" if in_checkpoint else "any moment", bool(unfinished(out)), told, ended)
 
@@ -144,68 +158,58 @@ def terminated(place: Place, out: Path, rng: np.random.Generator, more: list[str
         return Kill("SIGTERM", False, "finished", True)
     assert "--resume" in stopped[2], said
     assert not unfinished(out), said
-    chunk, step = whole(out)[-1]
+    chunk, step = held_by(out)[-1]
     share = (int(chunk.split("-")[0]) + AT_ONCE * step / STEPS) / MEMBERS
     assert abs(share - int(stopped[1]) / 100) <= 0.0051, (share, said)
     return Kill("SIGTERM", False, f"{chunk} step {step}", False)
 
 
-def runs(place: Place, number: signal.Signals, count: int, seed: int) -> Iterator[tuple[int, list[Kill]]]:
-    """Runs with a few kills each, until there were enough: each run's number and kills, once it is over."""
+def runs(
+    place: Place, number: signal.Signals, count: int, seed: int
+) -> Iterator[tuple[list[Kill], list[str]]]:
+    """Runs with a few kills each, until there were enough: the kills, and in what the end differs."""
     rng = np.random.default_rng(seed)
-    # every third, in an order of chance
+    # a third, in an order of chance
     kinds = rng.permutation(np.arange(count) % 3 == 0).tolist()
-    run = 0
     while kinds:
-        out, kills, more = place.folder / f"run-{run}", [], []
+        out, kills, more = place.folder / "killed", [], []
         while kinds and len(kills) < KILLS_PER_RUN:
             if number == signal.SIGTERM:
                 kill = terminated(place, out, rng, more)
             else:
                 kill = killed(place, out, rng, kinds[0], more)
             # of a run that had not begun there is nothing to go on with
-            more = ["--resume"] if (out / "checkpoints").exists() or kill.ended else []
+            more = (
+                ["--resume"] if any((out / name).exists() for name in ("checkpoints", "sweep.json")) else []
+            )
             if kill.ended:
                 break
             kinds.pop(0)
             kills.append(kill)
         place.finished(out, *more)
-        yield run, kills
-        run += 1
+        yield kills, differing(out, place.whole)
+        shutil.rmtree(out)
 
 
-def main(argv: list[str] | None = None) -> int:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--count", type=int, default=100)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--signal", choices=["KILL", "TERM"], default="KILL")
-    options = parser.parse_args(argv)
+    options = parser.parse_args()
     number = signal.Signals[f"SIG{options.signal}"]
-    began = time.monotonic()
-    tally: Counter[str] = Counter()
+    began, tally = time.monotonic(), Counter()
     with tempfile.TemporaryDirectory() as folder:
         place = Place.made(Path(folder))
-        place.finished(place.folder / "whole")
-        expected = result(place.folder / "whole")
-        for run, kills in runs(place, number, options.count, options.seed):
-            out = place.folder / f"run-{run}"
-            found = result(out)
-            other = [name for name in expected if found[name] != expected[name]]
-            clean = sorted(path.name for path in out.iterdir()) == sorted(
-                path.name for path in (place.folder / "whole").iterdir()
-            )
+        for kills, different in runs(place, number, options.count, options.seed):
             for kill in kills:
-                print(
-                    f"run {run}: {kill.wanted}, {'unfinished, ' * kill.unfinished}left {kill.held}",
-                    flush=True,
-                )
+                print(f"{kill.wanted}, {'unfinished, ' * kill.unfinished}left {kill.held}")
                 tally["kills"] += 1
-                tally[kill.wanted] += 1
+                tally[f"wanted: {kill.wanted}"] += 1
                 tally["left a checkpoint unfinished"] += kill.unfinished
                 tally["left no whole checkpoint"] += kill.held == "none"
-                tally["of runs that ended with the same bits"] += not other and clean
-            print(f"run {run}: {f'OTHER BITS in {other}' if other else 'the same bits'}", flush=True)
-            shutil.rmtree(out)
+                tally["of runs that ended with the same bits"] += not different
+            print(f"resumed to the end: {f'OTHER {different}' if different else 'the same bits'}", flush=True)
             tally["runs"] += 1
     tally["seconds"] = round(time.monotonic() - began)
     for name, total in tally.items():

@@ -40,7 +40,7 @@ Found = dict[str, np.ndarray]
 
 
 class Setup(NamedTuple):
-    """An architecture, and the strength that leaves about two latents active on a row of `world`."""
+    """An architecture and how sparse it is to be."""
 
     factory: Callable[..., sae_jax.SAE]
     axis: str

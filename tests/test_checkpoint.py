@@ -1,9 +1,9 @@
 """What a checkpoint promises: whole or passed over, whatever happens to the process, the disk or a byte."""
 
-import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from functools import partial
@@ -11,6 +11,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import kills
 import numpy as np
 import pytest
 
@@ -96,29 +97,25 @@ def test_saving_goes_on_in_the_background(tmp_path):
         assert names(tmp_path) == ["1"]
 
 
-def test_a_checkpoint_of_two_processes_is_restored_on_one_and_on_two(tmp_path):
+def test_two_processes_go_on_from_one_and_one_from_two(tmp_path):
+    def state(number):
+        return {"rows": jnp.arange(16.0) + number, "number": jnp.int32(number)}
+
+    with Checkpoints(tmp_path / "c") as checkpoints:
+        checkpoints.save(5, state(5), HISTORY)
     worker = Path(__file__).parent / "saving_together.py"
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
-
-    def run(processes, what):
-        running = [
-            subprocess.Popen(
-                [sys.executable, worker, str(number), str(processes), tmp_path / "c", what],
-                stdout=subprocess.PIPE, text=True, env=environment,
-            )
-            for number in range(processes)
-        ]  # fmt: skip
-        told = [process.communicate(timeout=120)[0] for process in running]
-        assert [process.returncode for process in running] == [0] * processes
-        return [json.loads(line) for line in "".join(told).splitlines() if line.startswith("{")]
-
-    run(2, "save")
-    assert names(tmp_path / "c") == ["2", "3"]
-    for processes in (1, 2):
-        for restored in run(processes, "restore"):
-            assert restored["step"] == 3
-            for shard in restored["shards"]:
-                assert shard["rows"] == [row + 3 for row in range(shard["first"], shard["stop"])]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes = [
+        subprocess.Popen([sys.executable, worker, f"127.0.0.1:{port}", str(number), tmp_path / "c"])
+        for number in range(2)
+    ]
+    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    assert names(tmp_path / "c") == ["8", "9"]
+    step, found, _ = Checkpoints(tmp_path / "c").restore(state(0))
+    assert step == 9
+    assert bits(found) == bits(state(9))
 
 
 # Kept
@@ -307,6 +304,12 @@ def test_a_url_that_orbax_cannot_write_to_is_refused():
         Checkpoints("s3://bucket/run")
 
 
+def test_a_bucket_without_its_packages_is_refused(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    with pytest.raises(InputError, match="needs packages that are not here: pip install gcsfs"):
+        Checkpoints("gs://bucket/run")
+
+
 # A folder that one run at a time writes to
 
 HOLD = """
@@ -329,30 +332,15 @@ def claimed(out, **options):
     return folder.claim(out, {"steps": 5}, **{"overwrite": False, "resume": False, **options})
 
 
-def test_a_folder_in_use_is_refused_with_who_uses_it(tmp_path):
-    process = holder(tmp_path)
-    said = f"{tmp_path} is in use by process {process.pid} on {os.uname().nodename}"
-    try:
-        for options in ({}, {"resume": True}, {"overwrite": True}):
-            with (
-                pytest.raises(
-                    InputError,
-                    match=said,
-                ),
-                claimed(tmp_path, **options),
-            ):
-                pass
-        assert process.poll() is None
-        assert names(tmp_path) == [LOCK]
-    finally:
-        process.kill()
-        process.wait()
-
-
-def test_a_killed_process_holds_no_folder(tmp_path):
+def test_a_folder_in_use_is_refused_until_its_process_is_gone(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     process = holder(tmp_path)
-    process.send_signal(signal.SIGKILL)
+    said = f"{tmp_path} is in use by process {process.pid} on {os.uname().nodename}"
+    for options in ({}, {"resume": True}, {"overwrite": True}):
+        with pytest.raises(InputError, match=said), claimed(tmp_path, **options):
+            pass
+    assert process.poll() is None
+    process.kill()
     process.wait()
     assert names(tmp_path) == [LOCK, "checkpoints"]
     with claimed(tmp_path, resume=True):
@@ -361,9 +349,7 @@ def test_a_killed_process_holds_no_folder(tmp_path):
 
 
 def test_a_folder_with_nothing_but_the_lock_of_a_killed_process_is_empty(tmp_path):
-    process = holder(tmp_path)
-    process.kill()
-    process.wait()
+    (tmp_path / LOCK).write_text("process 1 on elsewhere")
     with claimed(tmp_path) as run:
         assert not run.finished
 
@@ -410,3 +396,17 @@ def test_whole_checkpoints_stay_when_a_run_ends_early(tmp_path):
     assert names(tmp_path / "r" / "checkpoints" / "group-0" / "0-4") == ["1"]
     with claimed(tmp_path / "r", resume=True) as run:
         assert not run.finished
+
+
+# The command line, killed
+
+
+@pytest.fixture(scope="module")
+def sweep_to_kill(tmp_path_factory):
+    return kills.Place.made(tmp_path_factory.mktemp("kills"))
+
+
+@pytest.mark.parametrize(("number", "count"), [(signal.SIGKILL, 3), (signal.SIGTERM, 1)])
+def test_a_killed_run_ends_with_the_bits_of_one_never_killed(number, count, sweep_to_kill):
+    for killed, different in kills.runs(sweep_to_kill, number, count, seed=3):
+        assert not different, killed

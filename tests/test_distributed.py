@@ -25,9 +25,9 @@ def free_port() -> int:
         return server.getsockname()[1]
 
 
-def start(coordinator, processes, process, part, **environment):
+def start(coordinator, processes, process, part, how="together", **environment):
     """One process, as a user's program is."""
-    words = [sys.executable, FELLOWS, coordinator, processes, process, part]
+    words = [sys.executable, FELLOWS, coordinator, processes, process, how, part]
     return subprocess.Popen(
         list(map(str, words)),
         env={**os.environ, "JAX_PLATFORMS": "cpu", **environment},
@@ -37,10 +37,10 @@ def start(coordinator, processes, process, part, **environment):
     )
 
 
-def both(part, **environment):
+def both(part, how="together"):
     """What two processes printed, said and exited with."""
     coordinator = f"127.0.0.1:{free_port()}"
-    pair = [start(coordinator, 2, process, part, **environment) for process in (0, 1)]
+    pair = [start(coordinator, 2, process, part, how) for process in (0, 1)]
     told = [process.communicate(timeout=120) for process in pair]
     return [(process.returncode, *said) for process, said in zip(pair, told, strict=True)]
 
@@ -75,11 +75,11 @@ assert not xla_bridge.backends_are_initialized()
         distributed.all_well("no room")
 
 
-@pytest.mark.parametrize("part", ["trained", "idle"])
+@pytest.mark.parametrize(("part", "how"), [("trained", "init"), ("idle", "together")])
 @pytest.mark.parametrize("victim", [0, 1])
-def test_a_process_that_dies_ends_the_other_with_one_sentence(victim, part):
+def test_a_process_that_dies_ends_the_other_with_one_sentence(victim, part, how):
     coordinator = f"127.0.0.1:{free_port()}"
-    pair = [start(coordinator, 2, process, part) for process in (0, 1)]
+    pair = [start(coordinator, 2, process, part, how) for process in (0, 1)]
     for process in pair:
         while process.stdout.readline() not in ("going\n", ""):
             pass
@@ -97,7 +97,7 @@ def test_a_process_that_dies_ends_the_other_with_one_sentence(victim, part):
 
 
 def test_a_mistake_in_one_is_seen_there_and_ends_the_other():
-    (status, _, said), (other_status, _, other_said) = both("broken")
+    (status, _, said), (other_status, _, other_said) = both("broken", "init")
     assert other_status == 1
     assert "KeyError: 'a mistake'" in other_said
     assert status == 3
@@ -131,7 +131,7 @@ def test_hosts_that_differ_are_one_sentence_of_the_first(part, sentence):
 
 
 def test_processes_that_are_done_wait_for_the_others():
-    (status, printed, said), (other_status, other_printed, other_said) = both("late")
+    (status, printed, said), (other_status, other_printed, other_said) = both("late", "init")
     assert (status, said, other_status, other_said) == (0, "", 0, "")
     assert lines(printed) == lines(other_printed) == ["done"]
 

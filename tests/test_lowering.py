@@ -2,7 +2,6 @@
 
 import re
 from collections import Counter
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -22,16 +21,10 @@ MESH = AbstractMesh((2, 2, 2), sharding.AXES, axis_types=(AxisType.Auto,) * 3)
 every_kind = pytest.mark.parametrize("case", THOROUGH, ids=[case.name for case in THOROUGH])
 
 
-def of_eight(case: Case):
-    """The case's factory with 8 latents, which every axis of the mesh divides."""
-    nested = {"prefixes": (2, 4, 8)} if "prefixes" in case.factory.keywords else {}
-    return partial(case.factory, d_sae=8, **nested)
-
-
 def exported(case: Case, mesh: AbstractMesh | None) -> jax.export.Exported:
     """The vmapped training step of four members."""
     grid, rows = case.grid(2, lr=[1e-2, 3e-3]), np.ones((8, 5), np.float32)
-    program = checked_program(of_eight(case), case.optimizer, grid, case.source(rows, 8), jnp.float32)
+    program = checked_program(case.sized(8), case.optimizer, grid, case.source(rows, 8), jnp.float32)
 
     def described(leaf, spec):
         placed = None if mesh is None else NamedSharding(mesh, spec)

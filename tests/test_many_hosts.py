@@ -102,7 +102,6 @@ def test_two_processes_are_one_run_with_one_log(place):
     ("words", "second", "says"),
     [
         (["--mesh", "data=3"], [], "the mesh member=1,data=3,latent=1 needs 3 devices, and there are 2"),
-        (["--mesh", "member=2"], ["--steps", 6], "process 1 of 2 on {host} has steps 6, the first process 5"),
         (
             ["--mesh", "member=2"],
             ["--target", "none.npy"],

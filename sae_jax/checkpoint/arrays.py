@@ -2,7 +2,9 @@
 
 import logging
 import math
+import sys
 from collections.abc import Callable
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -55,7 +57,7 @@ def read(folder: epath.Path, like: dict[str, Any]) -> dict[str, Any]:
     Args:
       folder: as given to `write`.
       like: the same names, shapes and dtypes: numpy arrays for those of the host; for those of devices
-        JAX's, or `jax.ShapeDtypeStruct`s, whose shardings they get, or else the default device.
+        JAX's, or a `jax.ShapeDtypeStruct` each, whose shardings they get, or else the default device.
     """
     targets = {name: leaf if isinstance(leaf, np.ndarray) else _spread(leaf) for name, leaf in like.items()}
     filled = {name: leaf for name, leaf in targets.items() if math.prod(leaf.shape)}
@@ -75,10 +77,18 @@ def _empty(leaf: Any) -> Any:
     return jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding)
 
 
+@cache
 def _orbax():
     # a second of import that only a run with checkpoints should pay
     import orbax.checkpoint as ocp
 
     # its threads log what fails with pages of traceback; who waits for them tells it in a sentence
     logging.getLogger("absl").setLevel(logging.CRITICAL)
+    sys.unraisablehook = partial(_unless_late, sys.unraisablehook)
     return ocp
+
+
+def _unless_late(tell: Callable[[Any], Any], unraisable: Any) -> None:
+    """Of a write that failed, the parts that end after it report to a loop that is gone."""
+    if str(unraisable.exc_value) != "Event loop is closed":
+        tell(unraisable)

@@ -123,8 +123,8 @@ class Checkpoints:
         """The newest whole checkpoint, or None where there is none. A damaged one is told of and set aside.
 
         Args:
-          like: a state of the same structure, shapes and dtypes: arrays, or `jax.ShapeDtypeStruct`s with the
-            shardings that the restored ones are to have, which need not be those that were saved.
+          like: a state of the same structure, shapes and dtypes: of arrays, or of `jax.ShapeDtypeStruct` with
+            the shardings that the restored ones are to have, which need not be those that were saved.
 
         Returns:
           Steps done, state, history.

@@ -1,5 +1,6 @@
 """Folders on a disk and in a bucket, alike."""
 
+import importlib.util
 import shutil
 from os import PathLike
 from pathlib import Path
@@ -7,6 +8,9 @@ from pathlib import Path
 from etils import epath
 
 from sae_jax.base import require
+
+NEEDED = ("gcsfs", "google-cloud-storage")
+"""For gs://: what etils lists with, and what orbax removes with."""
 
 
 def place(folder: str | PathLike[str]) -> epath.Path:
@@ -16,7 +20,7 @@ def place(folder: str | PathLike[str]) -> epath.Path:
       folder: a path, file:///PATH, or gs://BUCKET/FOLDER.
 
     Raises:
-      InputError: a URL that orbax cannot write to.
+      InputError: a URL that orbax cannot write to, or that needs packages which are not installed.
     """
     scheme, found, rest = str(folder).partition("://")
     if not found:
@@ -27,7 +31,16 @@ def place(folder: str | PathLike[str]) -> epath.Path:
         scheme == "gs",
         f"checkpoints go to a folder or to gs://BUCKET/FOLDER, which is what orbax writes, not to {folder}",
     )
+    missing = [name for name in NEEDED if not _installed(name)]
+    require(not missing, f"{folder} needs packages that are not here: pip install {' '.join(missing)}")
     return epath.Path(folder)
+
+
+def _installed(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package.replace("-", ".")) is not None
+    except ModuleNotFoundError:
+        return False
 
 
 def has_room(folder: epath.Path, size: int) -> bool:
