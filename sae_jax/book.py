@@ -32,6 +32,7 @@ class Book:
         measured: dict[str, np.ndarray],
         history: History,
         ending: Ending,
+        done: int,
     ) -> None:
         """Keep what became of some members; entries beyond as many as there are rows are left out.
 
@@ -40,6 +41,7 @@ class Book:
           params, measured: with a leading axis over them.
           history: [points, members] of those points that were taken since it was last noted.
           ending: as numpy.
+          done: steps that they have behind them.
         """
         count = len(rows)
         for kept, found in ((self.params, params), (self.metrics, measured)):
@@ -51,7 +53,7 @@ class Book:
                 whole = self._column(self.history, name, (len(self.history["step"]),), log.dtype)
                 whole[rows[:, None], points] = log.T[:count]
         # a last update can break the weights after the last loss was taken
-        broken, done = ~np.isfinite(measured["mse"]), self.history["step"][-1]
+        broken = ~np.isfinite(measured["mse"])
         for row, diverged, stopped, wrong in zip(rows, ending.diverged, ending.stopped, broken, strict=False):
             if diverged or wrong:
                 self.status[row] = f"diverged at step {diverged or done}"
@@ -66,6 +68,12 @@ class Book:
         words += ["diverged"] * int((ending.diverged[:count] > 0).sum())
         words += ["stopped early"] * int((ending.stopped[:count] > 0).sum())
         return dict(Counter(words))
+
+    def ranked(self, rows: Int[np.ndarray, "members"]) -> tuple[np.ndarray, np.ndarray]:
+        """L0 and unexplained variance of members; NaN of those that diverged."""
+        sound = ~np.char.startswith(self.status[rows], "diverged")
+        l0, fvu = (np.where(sound, self.metrics[name][rows], np.nan) for name in ("l0", "fvu"))
+        return l0, fvu
 
     def drop(self, rows: Int[np.ndarray, "members"], step: int) -> None:
         """Note that members do not go on after a step; one that has ended already stays as it is."""

@@ -1,5 +1,6 @@
 """The members of a grid, chunk by chunk side by side, and after each round of halving those that are left."""
 
+import zlib
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -78,7 +79,7 @@ def trained(way: Way, grid: Grid, rounds: Sequence[Round]) -> Book:
             starts = range(0, len(rows), size)
             ends = [_chunk(way, book, grid, rounds, round, rows, states, first, size) for first in starts]
             if round is not rounds[-1]:
-                best = halving.best(book.metrics["l0"][rows], book.metrics["fvu"][rows], round.keep)
+                best = halving.best(*book.ranked(rows), round.keep)
                 book.drop(np.delete(rows, best), round.until)
                 whole = jax.tree.map(lambda *leaves: np.concatenate(leaves), *ends)
                 rows, states = rows[best], _of(whole, best)
@@ -123,7 +124,10 @@ def _chunk(
         steps, first, last = behind + len(own) * (done - round.start), own[0].item(), own[-1].item()
         return way.look(Look(steps, total, spread, first, last + 1, ended, done))
 
-    name = f"{first}-{first + size}" if len(rounds) == 1 else f"round-{number}/{first}-{first + size}"
+    name = f"{first}-{first + size}"
+    if len(rounds) > 1:
+        # who goes on is measured, and a checkpoint of others is not to be taken for theirs
+        name = f"round-{number}-{zlib.crc32(rows.tobytes()):08x}/{name}"
     state, history = run_resumable(
         way.program.step,
         state,
@@ -144,7 +148,7 @@ def _chunk(
         if isinstance(way.source, World) and round is rounds[-1]:
             encode = partial(way.program.encode, state)
             measured |= recovered_by(params["W_dec"], encode, way.source, way.evaluate_rows)
-    book.note(own, params, measured, history, sharding.everywhere(state.ending))
+    book.note(own, params, measured, history, sharding.everywhere(state.ending), round.until)
     return None if round is rounds[-1] else _of(sharding.everywhere(state), np.arange(len(own)))
 
 

@@ -28,8 +28,14 @@ class Cut(NamedTuple):
     at_once: int
 
     def side_by_side(self, count: int) -> int:
-        """How many of so many members train at once: chunks of one size, a multiple of the mesh's axis."""
-        return side_by_side(count, self.at_once, 1 if self.mesh is None else self.mesh.shape["member"])
+        """How many of so many members train at once: `at_once`, or of few a half of it, a quarter, ...
+
+        Where the mesh's axis allows it, so that a round of halving is cut alike on one mesh and another.
+        """
+        axis, size = 1 if self.mesh is None else self.mesh.shape["member"], self.at_once
+        while size % (2 * axis) == 0 and size // 2 >= count:
+            size //= 2
+        return size
 
 
 def cut(
@@ -52,27 +58,32 @@ def cut(
         f"members_at_once must be at least 1, got {members_at_once}",
     )
     total = members(grid)
-    before = None if saving is None else place(saving.folder) / AT_ONCE
+    file = None if saving is None else place(saving.folder) / AT_ONCE
     # the memory that is free may have changed since, and another cut has other checkpoints
-    asked = int(before.read_text()) if before is not None and before.exists() else None
-    asked = distributed.leader(members_at_once or asked)
-    over = _mesh(program, grid, source, mesh, asked or total)
+    before = distributed.leader(int(file.read_text()) if file is not None and file.exists() else None)
+    asked = members_at_once or before
+    over = _mesh(program, grid, source, mesh, min(asked or total, total))
+    if before is not None and members_at_once is None:
+        return Cut(over, before)
     axes = ONE_DEVICE if over is None else over.shape
-    fitting = asked or distributed.leader(members_that_fit(program, grid, source, axes))
-    at_once = Cut(over, min(fitting, total)).side_by_side(total)
-    if before is not None and distributed.first():
-        before.write_text(str(at_once))
+    most = asked or distributed.leader(members_that_fit(program, grid, source, axes))
+    at_once = side_by_side(total, min(most, total), axes["member"])
+    if file is not None and distributed.first():
+        unfinished = file.parent / f".{AT_ONCE}"
+        unfinished.write_text(str(at_once))
+        unfinished.replace(file)
     return Cut(over, at_once)
 
 
 def _mesh(program: Program, grid: Grid, source: Source, mesh: str | Mesh | None, count: int) -> Mesh | None:
     """The mesh asked for, if it has several devices."""
-    sae, _ = program.build({name: column[0].item() for name, column in grid.items()})
-    sizes = (count, source.batch_size, sae.config.get("d_sae", 1))
+    one = program.to_device({name: column[:1] for name, column in grid.items()})
+    d_sae = jax.eval_shape(program.start, one).train.progress.since_fired.shape[-1]
+    sizes = (count, source.batch_size, d_sae)
     if mesh == "auto" or (mesh is None and distributed.several()):
-        one = footprint_of(program, grid, source).total
+        needed = footprint_of(program, grid, source).total
         memory = distributed.leader(SHARE_OF_MEMORY * free_memory())
-        mesh = sharding.mesh(choose_mesh(*sizes, jax.device_count(), one, memory))
+        mesh = sharding.mesh(choose_mesh(*sizes, jax.device_count(), needed, memory))
     elif isinstance(mesh, str):
         mesh = sharding.mesh(mesh)
     if mesh is None or mesh.size == 1:

@@ -87,7 +87,7 @@ def until_ended(
         going, finite, done = ~ending.over, jnp.isfinite(logs["loss"]), state.progress.step + 1
         watch, stopped = ending.watch, ending.stopped
         if watch is not None and patience is not None:
-            watch = _watched(watch, logs["loss"], done, patience)
+            watch = _where(going & finite, _watched(watch, logs["loss"], done, patience), watch)
             tired = done - watch.least_at >= patience.steps
             stopped = jnp.where(going & finite & tired, done, stopped)
         diverged = jnp.where(going & ~finite, done, ending.diverged)

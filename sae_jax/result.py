@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -86,6 +87,16 @@ class SweepResult(NamedTuple):
         return ~np.char.startswith(self.status, DIVERGED)
 
     @property
+    def _trained(self) -> np.ndarray:
+        """Which members trained for as long as they needed."""
+        return self.sound & ~np.char.startswith(self.status, "dropped")
+
+    @property
+    def endings(self) -> dict[str, int]:
+        """How many members ended before their time, by how: {"diverged": 1, "dropped": 12}."""
+        return dict(Counter(status.partition(" at step ")[0] for status in self.status if status != "ok"))
+
+    @property
     def loss(self) -> np.ndarray:
         """Each member's loss at the last point before it ended; NaN of one that diverged."""
         log = self.history["loss"]
@@ -126,7 +137,7 @@ class SweepResult(NamedTuple):
     def intervals(self) -> dict[str, Interval]:
         """Every measured column of the table as a mean over seeds with its 95 % interval.
 
-        Members that diverged are left out.
+        Members that diverged, or were dropped before they had trained, are left out.
 
         Returns:
           By column an `Interval`, one entry per row of `settings.grid`.
@@ -135,7 +146,7 @@ class SweepResult(NamedTuple):
           >>> among, told = result.settings, result.intervals()
           >>> among.grid["l1"], told["l0"].mean, told["l0"].half_width
         """
-        among, ok = self.settings, self.sound
+        among, ok = self.settings, self._trained
         columns = {name: column for name, column in self.table.items() if name in (*COLUMNS, *WHERE_KNOWN)}
         told = {name: interval(np.where(ok, column, np.nan), among) for name, column in columns.items()}
         if "consistency" in told:
@@ -232,7 +243,7 @@ class SweepResult(NamedTuple):
         for part in self.parts:
             for place, index in enumerate(part.members.tolist()):
                 target, l0 = part.sae(place).config.get("target_l0"), float(self.metrics["l0"][index])
-                if target is None or not self.sound[index] or abs(l0 - target) <= tolerance * target:
+                if target is None or not self._trained[index] or abs(l0 - target) <= tolerance * target:
                     continue
                 why = (
                     "the penalty had no time to work, or the learning rate is too small for its threshold"

@@ -1,6 +1,7 @@
 """A sweep is `vmap` of the training step over a table of hyper-parameters."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -13,7 +14,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from sae_jax import checkpoint, chunks, distributed, halving, linear
+from sae_jax import checkpoint, chunks, distributed, halving, linear, sharding
 from sae_jax.base import SAE, require
 from sae_jax.chunks import Look
 from sae_jax.cut import cut
@@ -95,8 +96,10 @@ def sweep(
         rounds = halving.rounds(members(grid), steps, keep_best)
         if saving is not None or distributed.several():
             settings = {"dtype": dtype, "precision": precision, "patience": patience, "keep_best": keep_best}
+            settings |= {"points": points, "evaluate_rows": evaluate_rows}
             asked = request(factory, optimizer, grid=grid, source=source, steps=steps, **settings)
-            distributed.agree(asked)
+            spread = {"mesh": str(mesh), "members_at_once": members_at_once, "saving": saving is not None}
+            distributed.agree({**asked, **spread})
             if saving is not None:
                 checkpoint.claim(saving.folder, asked)
         how = cut(program, grid, source, mesh, members_at_once, saving)
@@ -112,7 +115,7 @@ def sweep(
     return SweepResult((part,), grid, book.metrics, history, book.status)
 
 
-DECIDE = ("precision", "patience", "keep_best")
+DECIDE = ("precision", "patience", "keep_best", "points", "evaluate_rows")
 """Options of `sweep` that decide its numbers, beside those that every request has."""
 
 
@@ -159,18 +162,26 @@ def sweep_all(
     settings = {name: value for name, value in rest.items() if name in ("dtype", *DECIDE)}
     configs = [_first_config(group, source, settings.get("dtype", jnp.float32)) for group in groups]
     sizes, saving = [members(group.grid) for group in groups], Saving.of(checkpoints)
+    mesh = rest.get("mesh")
+    for config, size in zip(configs, sizes, strict=True):
+        if isinstance(mesh, str) and mesh != "auto":
+            count = min(rest.get("members_at_once") or size, size)
+            sharding.require_divides(sharding.mesh(mesh).shape, count, source.batch_size, config["d_sae"])
+    work = [sum(round.work for round in halving.rounds(size, steps, rest.get("keep_best"))) for size in sizes]
     if saving is not None:
         checkpoint.claim(saving.folder, request_all(groups, source=source, steps=steps, **settings))
-    results = []
+    results: list[SweepResult] = []
     for number, group in enumerate(groups):
-        before = sum(sizes[:number])
+        behind, rows = sum(work[:number]), sum(sizes[:number])
+        ended = sum((Counter(result.endings) for result in results), Counter())
 
-        def tell(seen: Look, before=before) -> bool | None:
+        def tell(seen: Look, behind=behind, rows=rows, ended=ended) -> bool | None:
             of_all = seen._replace(
-                member_steps=before * steps + seen.member_steps,
-                total=sum(sizes) * steps,
-                first=before + seen.first,
-                stop=before + seen.stop,
+                member_steps=behind + seen.member_steps,
+                total=sum(work),
+                first=rows + seen.first,
+                stop=rows + seen.stop,
+                ended=dict(ended + Counter(seen.ended)),
             )
             return look and look(of_all)
 
@@ -220,6 +231,8 @@ def request(
     precision: str | None = None,
     patience: Patience | None = None,
     keep_best: int | None = None,
+    points: int = 100,
+    evaluate_rows: int = 65_536,
 ) -> dict[str, Any]:
     """What decides the numbers of a sweep, as JSON: a sweep is resumed only by an equal request.
 
@@ -252,6 +265,8 @@ def request(
         "precision": precision,
         "patience": None if patience is None else patience._asdict(),
         "keep_best": keep_best,
+        "points": points,
+        "evaluate_rows": evaluate_rows,
     }
 
 

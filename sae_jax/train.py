@@ -206,7 +206,7 @@ class Saving(NamedTuple):
     """Where checkpoints of a run go, and how many are kept."""
 
     folder: Any
-    """A path, or a URL `gs://BUCKET/FOLDER`."""
+    """A path, or a URL as `Checkpoints` takes it."""
     seconds: float | None = None
     """Between two; None for a minute."""
     last: int = 2
@@ -266,13 +266,18 @@ def run_resumable(
       The final state and the whole history, bit for bit those of a run that was never stopped.
 
     Raises:
-      InputError: a checkpoint of another model, or of a newer version.
+      InputError: a checkpoint of another model, or of a newer version; a run that was told to stop and could
+        not be saved.
       Stopped: `look` asked for the end.
     """
     saving, until = Saving.of(checkpoints), steps if until is None else until
     with nullcontext(None) if saving is None else saving.opened() as safe:
         start, state, before = (safe and safe.restore(state)) or (start, state, {})
         saved_at = time.monotonic()
+        # what was finished before is told all the same
+        whole = bool(before) and start == until
+        if distributed.any_of(whole and look is not None and bool(look(start, before))):
+            raise Stopped
 
         def joined(history: History) -> History:
             return {
@@ -290,6 +295,11 @@ def run_resumable(
                     safe.save(done, state, whole, _mean_loss(whole))
                     saved_at = time.monotonic()
             if stop:
+                lost = safe is not None and not safe.wait()
+                require(
+                    not distributed.any_of(lost),
+                    "the run was stopped, and what it did since its last checkpoint could not be saved",
+                )
                 raise Stopped
             return finished
 

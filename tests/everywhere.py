@@ -3,7 +3,7 @@
     python tests/everywhere.py                    all of it: 1 device, 8 in four meshes, 2 and 4 processes
     python tests/everywhere.py --only latent=8    one place
 
-Prints a table of the largest relative difference of a loss, and exits 1 where one passes its bound. Every place
+Prints the largest relative difference of a loss, and exits 1 where one passes its bound. Every place
 is a process, or several over loopback, of its own: how many devices there are is settled when JAX starts.
 """
 

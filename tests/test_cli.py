@@ -16,7 +16,15 @@ import sae_jax
 from sae_jax.cli import doctor, main, verification
 
 SCRIPT = Path(sys.executable).with_name("sae-jax")
-FILES = {"sweep.json", "metrics.csv", "history.npz", "members", "frontier.png", "report.html"}
+FILES = {
+    "sweep.json",
+    "metrics.csv",
+    "metrics.jsonl",
+    "history.npz",
+    "members",
+    "frontier.png",
+    "report.html",
+}
 
 
 def sae(*words, cwd, **options):
@@ -385,7 +393,8 @@ def test_a_disk_that_fills_during_a_checkpoint(small_disk, place):
     running.send_signal(signal.SIGTERM)
     told = running.communicate(timeout=60)[1]
     assert running.returncode == 2
-    assert "the disk is full" in told.splitlines()[-1]
+    assert "the disk is full" in told
+    assert "could not be saved" in told.splitlines()[-1]
     assert "Traceback" not in told
     assert os.listdir(small_disk) == ["filler"]
 

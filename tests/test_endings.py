@@ -4,6 +4,7 @@ import itertools
 from functools import partial
 
 import numpy as np
+import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -184,6 +185,25 @@ def test_those_that_are_left_train_as_if_nobody_had_been_dropped(small):
     # 16 members for 20 steps, 8 for 20, 4 for 40
     assert looks[-1].total == looks[-1].member_steps == 16 * 20 + 8 * 20 + 4 * 40
     assert looks[-1].ended == {"dropped": 12}
+
+
+def test_who_diverged_holds_no_place_among_those_that_are_left(small):
+    found = trained(small, [1e-2, 1e30, 1e-3, 3e-3], steps=40, keep_best=3)
+    assert found.status.tolist() == ["ok", "diverged at step 2", "ok", "ok"]
+    assert found.endings == {"diverged": 1}
+
+
+def test_groups_that_are_halved_tell_the_work_of_all(small):
+    source, looks = sae_jax.in_memory(small, batch_size=16), []
+    groups = [
+        sae_jax.Group(partial(sae_jax.relu, 5, d_sae), optax.adam, sae_jax.grid(lr=[1e-2], seed=range(4)))
+        for d_sae in (6, 7)
+    ]
+    sae_jax.sweep_all(groups, source=source, steps=8, keep_best=2, look=looks.append)
+    assert looks[-1].member_steps == looks[-1].total == 2 * (4 * 4 + 2 * 4)
+    assert looks[-1].ended == {"dropped": 4}
+    with pytest.raises(InputError, match="of 4 members 1 to 4 can be left, got 5"):
+        sae_jax.sweep_all(groups, source=source, steps=8, keep_best=5, look=looks.clear())
 
 
 def test_a_stopped_halving_goes_on_to_the_same_bits(small, tmp_path, monkeypatch):

@@ -269,7 +269,10 @@ def made_of(result, l0, fvu, status="ok"):
     metrics |= {name: np.zeros(count) for name in ("explained_variance", "dead_fraction")}
     history = {"step": np.array([1]), "loss": healthy}
     return result._replace(
-        grid={"l1": np.arange(count) * 1.0}, metrics=metrics, history=history, status=np.broadcast_to(status, count)
+        grid={"l1": np.arange(count) * 1.0},
+        metrics=metrics,
+        history=history,
+        status=np.broadcast_to(status, count),
     )
 
 

@@ -2,10 +2,11 @@
 
 import itertools
 import json
+import math
 import shlex
 import sys
 import time
-from contextlib import AbstractContextManager
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -34,6 +35,8 @@ from sae_jax.train import Saving, Stopped
 from sae_jax.trained import TrainedSAE
 
 SAVE_ALL_UP_TO = 256
+EACH_ITS_OWN = ("hosts", "quiet", "as_json")
+"""Options that the processes of a run need not have alike."""
 MOST_MATCHING = 1e12
 """Of `_matching`; five seeds of 4,096 latents are .7e12 and took 20 s on two cores."""
 
@@ -47,9 +50,11 @@ def sweep_command(options: Training) -> int:
         out = _chosen(options)
         for site in sites:
             own = out / quote(site, safe=":")
-            one = replace(options, site=site, out=own)
+            begun = distributed.leader(own.exists())
+            one = replace(options, site=site, out=own, resume=options.resume and begun)
             status = _execute("sweep", one, prepare(one))
-            if status or not (own / folder.FINISHED).exists():
+            # the first process publishes before it asks, and the others wait for it here
+            if distributed.any_of(bool(status)) or not distributed.leader((own / folder.FINISHED).exists()):
                 return status
         return 0
 
@@ -80,10 +85,11 @@ def _execute(command: str, options: Training, job: Job) -> int:
     """Claim the folder, train, write, tell."""
     console = Console(stderr=True, quiet=options.quiet)
     asked = request_all(job.groups, source=job.source, steps=job.steps, **_settings_of(options))
-    distributed.agree(asked)
+    shared = {name: str(value) for name, value in vars(options).items() if name not in EACH_ITS_OWN}
+    distributed.agree({**shared, **asked})
     out = _chosen(options)
     with (
-        _within_memory(options, job),
+        memory.explained(job, options.members_at_once, _devices(options), _axes(options)),
         folder.claim(out, asked, overwrite=options.overwrite, resume=options.resume) as run,
         StopSignals() as signals,
         Ticker(console, job.members, job.steps, job.source.batch_size) as ticker,
@@ -123,7 +129,7 @@ def _execute(command: str, options: Training, job: Job) -> int:
     for sentence in result.missed():
         console.print(sentence, highlight=False, soft_wrap=True)
     kept = {"all": "every member's weights", "frontier": "the frontier's weights", "none": "no weights"}[save]
-    share = throughput.share_of_peak(ticker.meter, result, jax.device_count() if _spread(options) else 1)
+    share = throughput.share_of_peak(ticker.meter, result, _devices(options))
     rates = throughput.told(about["members_per_second"], ticker.meter.rows_per_second, share)
     console.print(
         f"{counted(about['members'])} in {about['seconds']:.1f} s ({rates}); wrote {out}/: "
@@ -140,16 +146,18 @@ def _settings_of(options: Training) -> dict[str, Any]:
     return {"precision": options.precision, "patience": patience, "keep_best": options.keep_best}
 
 
-def _spread(options: Training) -> bool:
-    """Whether more than one device trains."""
-    return options.mesh is not None or distributed.several()
+def _axes(options: Training) -> Mapping[str, int] | None:
+    """Of the mesh that was asked for; None of `auto`, and where none was."""
+    asked = options.mesh is not None and options.mesh != "auto"
+    return sharding.mesh(options.mesh).shape if asked and options.mesh else None
 
 
-def _within_memory(options: Training, job: Job) -> AbstractContextManager[None]:
-    named = options.mesh is not None and options.mesh != "auto"
-    axes = sharding.mesh(options.mesh).shape if named and options.mesh else None
-    devices = jax.device_count() if _spread(options) else 1
-    return memory.explained(job, options.members_at_once, devices, axes)
+def _devices(options: Training) -> int:
+    """How many may train."""
+    axes = _axes(options)
+    if axes is not None:
+        return math.prod(axes.values())
+    return jax.device_count() if options.mesh == "auto" or distributed.several() else 1
 
 
 def _train(

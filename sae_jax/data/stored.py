@@ -124,8 +124,9 @@ class Stored:
         spread = np.unique(np.linspace(0, chunks - 1, wanted).astype(int)) * size
         stretches = ((start, min(start + size, len(self.x))) for start in spread.tolist())
         pieces = ([rows.read(*stretch) for rows in self._columns] for stretch in stretches)
-        whole = ([self._everywhere(column) for column in each] for each in rebatched(pieces, self.batch_size))
-        return (as_batch(*each) for each in whole)
+        # grouped alike, however many share the reading of training batches
+        batches = rebatched(pieces, self.order.batch_size)
+        return (as_batch(*map(self._everywhere, each)) for each in batches)
 
     def on_mesh(self, mesh: Mesh) -> "Stored":
         """The same batches on a mesh: each process reads the lanes that its devices take.
