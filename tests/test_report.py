@@ -57,6 +57,7 @@ def picked(result, rows):
         ),
         metrics={name: value[rows] for name, value in result.metrics.items()},
         history={name: log if name == "step" else log[:, rows] for name, log in result.history.items()},
+        status=result.status[rows],
     )
 
 

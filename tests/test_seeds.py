@@ -74,7 +74,8 @@ def test_a_sweep_in_a_world_measures_what_each_member_finds(found):
     for name, value in alone.items():
         assert found.metrics[name][4] == pytest.approx(value, abs=1e-6), name
         assert name in found.table
-    assert np.isnan(found.metrics["mcc"][6:]).all(), "they diverged"
+    assert found.endings == {"diverged": 6}
+    assert np.isnan(found.intervals()["mcc"].mean[2:]).all(), "what diverged tells nothing of its setting"
 
 
 def test_columns_of_a_world_come_back_from_a_folder(found, tmp_path):
