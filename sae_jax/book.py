@@ -1,13 +1,13 @@
 """What is known so far of a sweep's members: a row for each, filled as they are trained."""
 
-from collections import Counter
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int
 
+from sae_jax import endings
 from sae_jax.base import Params
-from sae_jax.endings import Ending
+from sae_jax.endings import DIVERGED, DROPPED, OK, STOPPED, Ending
 from sae_jax.train import History
 
 
@@ -23,7 +23,7 @@ class Book:
         self.params: Params = {}
         self.metrics: dict[str, np.ndarray] = {}
         self.history: History = {"step": np.asarray(stops)}
-        self.status = np.full(total, "ok", "<U32")
+        self.status = np.full(total, OK, "<U32")
 
     def note(
         self,
@@ -54,30 +54,30 @@ class Book:
                 whole[rows[:, None], points] = log.T[:count]
         # a last update can break the weights after the last loss was taken
         broken = ~np.isfinite(measured["mse"])
-        for row, diverged, stopped, wrong in zip(rows, ending.diverged, ending.stopped, broken, strict=False):
+        columns = (column[:count].tolist() for column in (rows, ending.diverged, ending.stopped, broken))
+        for row, diverged, stopped, wrong in zip(*columns, strict=True):
             if diverged or wrong:
-                self.status[row] = f"diverged at step {diverged or done}"
+                self.status[row] = endings.status(DIVERGED, diverged or done)
             elif stopped:
-                self.status[row] = f"stopped early at step {stopped}"
+                self.status[row] = endings.status(STOPPED, stopped)
 
     def ended(self, rows: Int[np.ndarray, "members"], ending: Ending) -> dict[str, int]:
         """How many members have ended, by how: those noted, and of `rows`, which still train, by `ending`."""
-        noted = np.delete(self.status, rows)
-        words = [word.partition(" at step ")[0] for word in noted[noted != "ok"].tolist()]
-        count = len(rows)
-        words += ["diverged"] * int((ending.diverged[:count] > 0).sum())
-        words += ["stopped early"] * int((ending.stopped[:count] > 0).sum())
-        return dict(Counter(words))
+        noted, count = endings.counted(np.delete(self.status, rows).tolist()), len(rows)
+        for how, steps in ((DIVERGED, ending.diverged), (STOPPED, ending.stopped)):
+            noted[how] = noted.get(how, 0) + int((steps[:count] > 0).sum())
+        return {how: number for how, number in noted.items() if number}
 
     def ranked(self, rows: Int[np.ndarray, "members"]) -> tuple[np.ndarray, np.ndarray]:
         """L0 and unexplained variance of members; NaN of those that diverged."""
-        sound = ~np.char.startswith(self.status[rows], "diverged")
+        sound = ~np.char.startswith(self.status[rows], DIVERGED)
         l0, fvu = (np.where(sound, self.metrics[name][rows], np.nan) for name in ("l0", "fvu"))
         return l0, fvu
 
     def drop(self, rows: Int[np.ndarray, "members"], step: int) -> None:
         """Note that members do not go on after a step; one that has ended already stays as it is."""
-        self.status[rows] = np.where(self.status[rows] == "ok", f"dropped at step {step}", self.status[rows])
+        before = self.status[rows]
+        self.status[rows] = np.where(before == OK, endings.status(DROPPED, step), before)
 
     def _column(self, kept: dict[str, Any], name: str, shape: tuple[int, ...], dtype) -> np.ndarray:
         if name not in kept:

@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Int
 
 from sae_jax import halving, linear, metrics, sharding
+from sae_jax.base import Params
 from sae_jax.book import Book
 from sae_jax.cut import Cut
 from sae_jax.data import Source, on_mesh
@@ -141,13 +142,7 @@ def _chunk(
         checkpoints=None if way.saving is None else way.saving.at(name),
     )
     params = sharding.everywhere(trained_params(state.train))
-    # whatever training rounds, the table tells what the weights do
-    with linear.precision("highest"):
-        batches = way.source.evaluation(way.evaluate_rows)
-        measured = metrics.stream(partial(way.program.measure, state), batches)
-        if isinstance(way.source, World) and round is rounds[-1]:
-            encode = partial(way.program.encode, state)
-            measured |= recovered_by(params["W_dec"], encode, way.source, way.evaluate_rows)
+    measured = _measured(way, state, params, to_the_end=round is rounds[-1])
     book.note(own, params, measured, history, sharding.everywhere(state.ending), round.until)
     return None if round is rounds[-1] else _of(sharding.everywhere(state), np.arange(len(own)))
 
@@ -157,6 +152,18 @@ def _begun(way: Way, rows: Grid) -> Members:
     if way.cut.mesh is not None:
         hyper = sharding.placed(hyper, way.cut.mesh, PartitionSpec("member"))
     return way.program.start(hyper)
+
+
+def _measured(way: Way, state: Members, params: Params, to_the_end: bool) -> dict[str, np.ndarray]:
+    """What the members do to data, and of those that trained to the end what they found of a world."""
+    # whatever training rounds, the table tells what the weights do
+    with linear.precision("highest"):
+        batches = way.source.evaluation(way.evaluate_rows)
+        measured = metrics.stream(partial(way.program.measure, state), batches)
+        if isinstance(way.source, World) and to_the_end:
+            encode = partial(way.program.encode, state)
+            measured |= recovered_by(params["W_dec"], encode, way.source, way.evaluate_rows)
+    return measured
 
 
 def _placed(way: Way, state: Members) -> Members:

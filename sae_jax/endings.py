@@ -1,14 +1,30 @@
 """Members that end before their time: one whose loss is no longer finite, one that no longer gets better."""
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Shaped
+from jaxtyping import Array, Bool, Float, Int
 
 from sae_jax.base import Batch, TrainState, require
+
+OK = "ok"
+DIVERGED, STOPPED, DROPPED = "diverged", "stopped early", "dropped"
+"""How a member ends before its time; its status is one of these and the step, or `OK`."""
+
+
+def status(how: str, step: int) -> str:
+    """ "diverged at step 20"."""
+    return f"{how} at step {step}"
+
+
+def counted(statuses: Iterable[str]) -> dict[str, int]:
+    """How many have ended, by how: {"diverged": 1, "dropped": 12}."""
+    return dict(Counter(each.partition(" at step ")[0] for each in statuses if each != OK))
 
 
 class Patience(NamedTuple):
@@ -23,16 +39,11 @@ class Patience(NamedTuple):
     """A share of the loss."""
     over: int = 100
 
-    def checked(self) -> "Patience":
-        """Itself.
-
-        Raises:
-          InputError: numbers that mean nothing.
-        """
+    def check(self) -> None:
+        """Raise `InputError` for numbers that mean nothing."""
         require(self.steps >= 1, f"patience must be at least 1 step, got {self.steps}")
         require(0 <= self.improvement < 1, f"improvement is a share of the loss, got {self.improvement}")
         require(self.over >= 1, f"the loss is averaged over at least 1 step, got {self.over}")
-        return self
 
 
 class Watch(NamedTuple):
@@ -110,7 +121,4 @@ def _watched(watch: Watch, loss: Float[Array, ""], done: Int[Array, ""], patienc
 
 
 def _where(condition: Bool[Array | np.ndarray, ""], some: Any, others: Any) -> Any:
-    def choose(one: Shaped[Array, "*leaf"], other: Shaped[Array, "*leaf"]) -> Shaped[Array, "*leaf"]:
-        return jnp.where(condition, one, other)
-
-    return jax.tree.map(choose, some, others)
+    return jax.tree.map(partial(jnp.where, condition), some, others)

@@ -87,7 +87,7 @@ def needs(
         state, batch = _shapes(program, group, source, 1)
         one, total, rows = footprint(state, batch), members(group.grid), batch.x.shape[0]
         d_sae = state.train.progress.since_fired.shape[-1]
-        sizes = (members_at_once or total, rows, d_sae)
+        sizes = (min(members_at_once or total, total), rows, d_sae)
         mesh = axes or choose_mesh(*sizes, devices, one.total, SHARE_OF_MEMORY * free)
         require_divides(mesh, *sizes)
         fit = fitting(one, mesh, free)

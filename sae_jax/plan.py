@@ -10,12 +10,10 @@ from sae_jax import linear
 from sae_jax.base import require
 from sae_jax.cost import bytes_of, footprint, training_flops
 from sae_jax.data import Source
-from sae_jax.devices import HERE, Device, bandwidth, choose_mesh, device, peak
+from sae_jax.devices import HERE, Device, device
 from sae_jax.halving import rounds
 from sae_jax.need import Need, lowered, needs
 from sae_jax.sweep import Group
-
-__all__ = ["Need", "Plan", "Work", "bandwidth", "choose_mesh", "needs", "peak", "plan", "training_flops"]
 
 
 class Work(NamedTuple):

@@ -41,7 +41,7 @@ def checked_program(
         exact, f"dtype {jnp.dtype(dtype)} needs double precision: jax.config.update('jax_enable_x64', True)"
     )
     if patience is not None:
-        patience.checked()
+        patience.check()
     program = program_of(Call.of(factory), Call.of(optimizer), tuple(grid), jnp.dtype(dtype), patience)
     for row in _distinct_rows(grid, program.factory_names):
         factory(**row)

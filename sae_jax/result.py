@@ -3,7 +3,6 @@
 import csv
 import json
 import shutil
-from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +13,7 @@ import numpy as np
 
 from sae_jax import formats
 from sae_jax.base import SAE, InputError, Params, require
+from sae_jax.endings import DIVERGED, DROPPED, counted
 from sae_jax.grid import Grid, members
 from sae_jax.metrics.stability import Stability, stability
 from sae_jax.seeds import Interval, Settings, interval, of_pairs, settings
@@ -26,7 +26,6 @@ WHERE_KNOWN = (
     "absorption", "consistency",
 )  # fmt: skip
 """More of them, where the features of the data are known or seeds were held against each other."""
-DIVERGED = "diverged"
 MORE_IS_BETTER = {"explained_variance", *WHERE_KNOWN} - {"hedging", "absorption"}
 
 
@@ -89,12 +88,12 @@ class SweepResult(NamedTuple):
     @property
     def _trained(self) -> np.ndarray:
         """Which members trained for as long as they needed."""
-        return self.sound & ~np.char.startswith(self.status, "dropped")
+        return self.sound & ~np.char.startswith(self.status, DROPPED)
 
     @property
     def endings(self) -> dict[str, int]:
         """How many members ended before their time, by how: {"diverged": 1, "dropped": 12}."""
-        return dict(Counter(status.partition(" at step ")[0] for status in self.status if status != "ok"))
+        return counted(self.status.tolist())
 
     @property
     def loss(self) -> np.ndarray:

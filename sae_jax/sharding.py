@@ -218,15 +218,14 @@ def share(mesh: Mesh) -> tuple[int, int]:
     return min(own) // len(own), parts
 
 
-def from_shares(local: np.ndarray, mesh: Mesh, axis: int) -> Array:
+def from_shares(local: np.ndarray, mesh: Mesh) -> Array:
     """One array of the mesh from what each process read of it.
 
     Args:
-      local: this process's share (`share`) of the rows.
+      local: [steps, rows, ...], this process's share (`share`) of the rows.
       mesh: where to.
-      axis: which of the array's axes rows lie along.
     """
     _, parts = share(mesh)
-    whole = (*local.shape[:axis], local.shape[axis] * parts, *local.shape[axis + 1 :])
-    spec = PartitionSpec(*[None] * axis, "data")
+    steps, rows, *rest = local.shape
+    whole, spec = (steps, rows * parts, *rest), PartitionSpec(None, "data")
     return jax.make_array_from_process_local_data(NamedSharding(mesh, spec), local, whole)

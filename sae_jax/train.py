@@ -275,8 +275,8 @@ def run_resumable(
         start, state, before = (safe and safe.restore(state)) or (start, state, {})
         saved_at = time.monotonic()
         # what was finished before is told all the same
-        whole = bool(before) and start == until
-        if distributed.any_of(whole and look is not None and bool(look(start, before))):
+        done_before = bool(before) and start == until
+        if distributed.any_of(done_before and look is not None and bool(look(start, before))):
             raise Stopped
 
         def joined(history: History) -> History:

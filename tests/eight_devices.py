@@ -158,19 +158,29 @@ def test_features_and_gradients_of_a_spread_topk_are_those_of_one_device():
         np.testing.assert_array_equal(jax.jit(jax.grad(both))(spread), expected)
 
 
-def numbered(n: int) -> Rows:
-    array = np.random.default_rng(1).normal(size=(n, 5)).astype(np.float32)
+def numbered(n: int, dtype=np.float32) -> Rows:
+    array = np.random.default_rng(1).normal(size=(n, 5)).astype(dtype)
     return Rows(array.shape, array.dtype, 8, "rows", lambda start, stop: array[start:stop])
 
 
-def test_a_store_on_a_mesh_gives_the_same_batches():
-    source = stored(numbered(200), batch_size=16, seed=3, window_rows=48)
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, jnp.bfloat16], ids=lambda dtype: dtype.__name__)
+def test_a_store_on_a_mesh_gives_the_same_batches(dtype):
+    source = stored(numbered(200, dtype), batch_size=16, seed=3, window_rows=48)
     there = on_mesh(source, sharding.mesh("data=4,latent=2"))
     for (stage, end), (spread, spread_end) in zip(source.stages(5, 30), there.stages(5, 30), strict=True):
         assert end == spread_end
         for i in range(int(stage.first), end):
             rows = jax.jit(lambda stage, i: stage.batch(i).x)(spread, jnp.int32(i))
             np.testing.assert_array_equal(stage.batch(jnp.int32(i)).x, rows)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16], ids=lambda dtype: dtype.__name__)
+def test_rows_to_measure_on_are_the_same_on_a_mesh(dtype):
+    source = stored(numbered(50, dtype), batch_size=16, seed=3)
+    there = on_mesh(source, sharding.mesh("data=8")).evaluation(100)
+    for here, spread in zip(source.evaluation(100), there, strict=True):
+        assert here.x.dtype == spread.x.dtype == jnp.float32
+        np.testing.assert_array_equal(here.x, spread.x)
 
 
 def test_a_stored_sweep_on_a_mesh_has_the_same_losses():

@@ -22,6 +22,7 @@ PAGES = [
     "docs/parity.md",
     "docs/metrics.md",
     "docs/many_hosts.md",
+    "docs/mesh.md",
     "docs/observability.md",
     "docs/precision.md",
     "docs/worlds.md",

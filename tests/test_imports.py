@@ -96,6 +96,7 @@ WITHIN_A_LEVEL = {
     ("sweep", "result"),
     ("sweep", "program"),
     ("sweep", "endings"),
+    ("result", "endings"),
     ("sweep", "halving"),
     ("sweep", "cut"),
     ("sweep", "chunks"),

@@ -22,8 +22,9 @@ from sae_jax import devices
 from sae_jax.base import Batch, InputError
 from sae_jax.cli import jobs, main, memory, options
 from sae_jax.cost import SHARE_OF_MEMORY, bytes_of, footprint, training_flops
+from sae_jax.devices import choose_mesh
 from sae_jax.need import laid_out, needs, suggestion
-from sae_jax.plan import choose_mesh, plan
+from sae_jax.plan import plan
 from sae_jax.program import checked_program, members_that_fit
 from sae_jax.sweep import Group
 

@@ -3,7 +3,6 @@
 import math
 import signal
 import time
-from collections import Counter
 from types import FrameType
 
 import numpy as np
@@ -120,8 +119,8 @@ def summary(result: SweepResult) -> Group:
     for name in result.grid:
         if len(columns.get(name, ())) > 1 and len(np.unique(result.grid[name])) == 1:
             title += f", {name} {columns.pop(name)[0]}"
-    for how, count in Counter(status.split(" at ")[0] for status in result.status.tolist()).items():
-        title += f", {count:,} {how}" if how != "ok" else ""
+    for how, count in result.endings.items():
+        title += f", {count:,} {how}"
     found = {name: columns.pop(name) for name in FOUND if name in columns}
     tables = [_drawn(title, columns)]
     if found:

@@ -109,7 +109,7 @@ class Stored:
             first = start
             for count, columns in self._blocks(start, steps):
                 with jax.enable_x64(exact):
-                    held = tuple(self._put(_bits(column), axis=1) for column in columns)
+                    held = tuple(self._put(_bits(column)) for column in columns)
                     dtypes = tuple(rows.dtype for rows in self._columns)
                     block = Block(held, np.asarray(first, np.int32), dtypes)
                 first += count
@@ -136,11 +136,11 @@ class Stored:
         """
         return replace(self, lanes=_lanes_of(sharding.share(mesh), self.order.lanes), mesh=mesh)
 
-    def _put(self, local: np.ndarray, axis: int) -> Array:
-        return jax.device_put(local) if self.mesh is None else sharding.from_shares(local, self.mesh, axis)
+    def _put(self, local: np.ndarray) -> Array:
+        return jax.device_put(local) if self.mesh is None else sharding.from_shares(local, self.mesh)
 
     def _everywhere(self, whole: np.ndarray) -> Array:
-        return jnp.asarray(whole) if self.mesh is None else sharding.placed(_as_held(whole), self.mesh)
+        return jnp.asarray(whole) if self.mesh is None else sharding.placed(whole, self.mesh)
 
     @property
     def _columns(self) -> list[Rows]:
@@ -298,11 +298,6 @@ def read_ahead(items: Iterator[Item], depth: int) -> Iterator[Item]:
 
 def _bits(array: np.ndarray) -> np.ndarray:
     return array.view(np.uint16) if array.dtype.itemsize == 2 else array
-
-
-def _as_held(array: np.ndarray) -> np.ndarray:
-    """In float32 where the data are of half precision, which not every transport between hosts knows."""
-    return array.astype(np.float32) if array.dtype.itemsize == 2 else array
 
 
 def _as(array: Array, dtype: np.dtype) -> Array:
