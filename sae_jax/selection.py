@@ -130,7 +130,7 @@ def _among(
         )
         descending, found = jax.lax.sort((-best, found), num_keys=2)
         best = -descending
-    last = jnp.broadcast_to(jnp.clip(k - 1, 0, best.shape[-1] - 1), (len(best), 1))
+    last = jnp.broadcast_to(jnp.clip(k - 1, 0, best.shape[-1] - 1), (best.shape[0], 1))
     least, at = (jnp.take_along_axis(each, last, axis=-1) for each in (best, found))
     chosen = (values > least) | ((values == least) & (places <= at))
     return (chosen & (k > 0)).reshape(rows.shape)
