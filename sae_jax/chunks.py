@@ -47,6 +47,7 @@ class Way(NamedTuple):
     """What all chunks of a sweep have in common; see `sweep`."""
 
     program: Program
+    grid: Grid
     source: Source
     steps: int
     cut: Cut
@@ -56,12 +57,28 @@ class Way(NamedTuple):
     saving: Saving | None
 
 
-def trained(way: Way, grid: Grid, rounds: Sequence[Round]) -> Book:
+class Heat(NamedTuple):
+    """A round as it is run: who is in it, and what is behind it."""
+
+    round: Round
+    rows: Int[np.ndarray, "members"]
+    """Of the grid."""
+    states: Members | None
+    """The members' at its start, on the host; None where they begin with it."""
+    name: str
+    """A folder for its checkpoints; empty for the sweep's own."""
+    behind: int
+    """Steps done before it, summed over members."""
+    total: int
+    """Steps of all rounds, summed over members."""
+    last: bool
+
+
+def trained(way: Way, rounds: Sequence[Round]) -> Book:
     """Train a grid.
 
     Args:
       way: how.
-      grid: one row per member.
       rounds: from `halving.rounds`.
 
     Returns:
@@ -70,16 +87,20 @@ def trained(way: Way, grid: Grid, rounds: Sequence[Round]) -> Book:
     Raises:
       Stopped: `look` asked for the end.
     """
-    mesh, book = way.cut.mesh, Book(members(grid), points_of(0, way.steps, way.points))
+    mesh, count = way.cut.mesh, members(way.grid)
+    book, total = Book(count, points_of(0, way.steps, way.points)), sum(round.work for round in rounds)
     with nullcontext() if mesh is None else jax.set_mesh(mesh):
         if mesh is not None:
             way = way._replace(source=on_mesh(way.source, mesh))
-        rows, states = np.arange(members(grid)), None
-        for round in rounds:
+        rows, states, behind = np.arange(count), None, 0
+        for number, round in enumerate(rounds):
+            # who goes on is measured, and a checkpoint of others is not to be taken for theirs
+            name = f"round-{number}-{zlib.crc32(rows.tobytes()):08x}" if len(rounds) > 1 else ""
+            heat = Heat(round, rows, states, name, behind, total, last=round is rounds[-1])
             size = way.cut.side_by_side(len(rows))
-            starts = range(0, len(rows), size)
-            ends = [_chunk(way, book, grid, rounds, round, rows, states, first, size) for first in starts]
-            if round is not rounds[-1]:
+            ends = [_chunk(way, book, heat, first, size) for first in range(0, len(rows), size)]
+            behind += round.work
+            if not heat.last:
                 best = halving.best(*book.ranked(rows), round.keep)
                 book.drop(np.delete(rows, best), round.until)
                 whole = jax.tree.map(lambda *leaves: np.concatenate(leaves), *ends)
@@ -87,29 +108,16 @@ def trained(way: Way, grid: Grid, rounds: Sequence[Round]) -> Book:
     return book
 
 
-def _chunk(
-    way: Way,
-    book: Book,
-    grid: Grid,
-    rounds: Sequence[Round],
-    round: Round,
-    rows: Int[np.ndarray, "members"],
-    states: Members | None,
-    first: int,
-    size: int,
-) -> Members | None:
+def _chunk(way: Way, book: Book, heat: Heat, first: int, size: int) -> Members | None:
     """Train some of a round's members; their state where a further round wants it."""
-    own = rows[first : first + size]
+    round, own = heat.round, heat.rows[first : first + size]
     # filled up with copies of the last member, so that one program serves all chunks
-    places = np.minimum(np.arange(first, first + size), len(rows) - 1)
-    if states is None:
-        state = _begun(way, {name: column[rows[places]] for name, column in grid.items()})
+    places = np.minimum(np.arange(first, first + size), len(heat.rows) - 1)
+    if heat.states is None:
+        state = _begun(way, {name: column[heat.rows[places]] for name, column in way.grid.items()})
     else:
-        state = _placed(way, _of(states, places))
-    number = rounds.index(round)
-    behind = sum(other.work for other in rounds[:number]) + first * (round.until - round.start)
-    total = sum(other.work for other in rounds)
-
+        state = _placed(way, _of(heat.states, places))
+    behind = heat.behind + first * (round.until - round.start)
     ended: dict[str, int] = {}
 
     def over(state: Members) -> bool:
@@ -123,12 +131,8 @@ def _chunk(
             return None
         spread = {name: log if name == "step" else _spread(log, own) for name, log in history.items()}
         steps, first, last = behind + len(own) * (done - round.start), own[0].item(), own[-1].item()
-        return way.look(Look(steps, total, spread, first, last + 1, ended, done))
+        return way.look(Look(steps, heat.total, spread, first, last + 1, ended, done))
 
-    name = f"{first}-{first + size}"
-    if len(rounds) > 1:
-        # who goes on is measured, and a checkpoint of others is not to be taken for theirs
-        name = f"round-{number}-{zlib.crc32(rows.tobytes()):08x}/{name}"
     state, history = run_resumable(
         way.program.step,
         state,
@@ -139,12 +143,12 @@ def _chunk(
         points=way.points,
         over=over,
         look=tell,
-        checkpoints=None if way.saving is None else way.saving.at(name),
+        checkpoints=way.saving and way.saving.at(heat.name).at(f"{first}-{first + size}"),
     )
     params = sharding.everywhere(trained_params(state.train))
-    measured = _measured(way, state, params, to_the_end=round is rounds[-1])
+    measured = _measured(way, state, params, to_the_end=heat.last)
     book.note(own, params, measured, history, sharding.everywhere(state.ending), round.until)
-    return None if round is rounds[-1] else _of(sharding.everywhere(state), np.arange(len(own)))
+    return None if heat.last else _of(sharding.everywhere(state), np.arange(len(own)))
 
 
 def _begun(way: Way, rows: Grid) -> Members:

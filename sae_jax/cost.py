@@ -1,15 +1,11 @@
 """What a training step costs, by its shapes alone: FLOPs, memory, and bytes that move."""
 
-import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 
 from sae_jax.base import Batch, TrainState
-
-SHARE_OF_MEMORY = 0.5
-"""How much of the free memory a chunk of members may fill."""
 
 
 def training_flops(params: Mapping[str, Any], batch_rows: int) -> float:
@@ -84,52 +80,28 @@ class Footprint(NamedTuple):
         )
 
 
-def footprint(state: Any, batch: Batch) -> Footprint:
-    """What a state, or a sweep's `Members`, takes while it trains on such batches.
+def footprint(train: TrainState, batch: Batch, beside: Any = ()) -> Footprint:
+    """What a state takes while it trains on such batches.
 
     Args:
-      state: arrays or shapes; leading axes over members are counted.
+      train: arrays or shapes; leading axes over members are counted.
       batch: arrays or shapes.
+      beside: what else a step takes and gives back, such as hyper-parameters.
 
     Returns:
       A `Footprint`, by arithmetic.
     """
-    train: TrainState = state.train if hasattr(state, "train") else state
-    parameters, optimizer = bytes_of(train.params), bytes_of(train.opt_state)
+    parameters = bytes_of(train.params)
     members, latents = train.progress.step.size, train.progress.since_fired.size
     width = train.params["W_dec"].dtype.itemsize
     return Footprint(
         parameters,
-        optimizer,
-        counters=bytes_of(state) - parameters - optimizer,
+        optimizer=bytes_of(train.opt_state),
+        counters=bytes_of((train.progress, beside)),
         gradients=2 * parameters,
         features=4 * batch.x.shape[0] * latents * width,
         reconstructions=3 * members * batch.y.size * width,
     )
-
-
-def fitting(one: Footprint, axes: Mapping[str, int], memory: float) -> int:
-    """How many members train at once in half of the memory of a mesh's devices.
-
-    Args:
-      one: a member's.
-      axes: of the mesh, `member`, `data` and `latent`.
-      memory: bytes that each device has free.
-    """
-    alone = one.over(axes["data"], axes["latent"]).total
-    return axes["member"] * max(1, int(SHARE_OF_MEMORY * memory // alone))
-
-
-def side_by_side(members: int, most: int, axis: int) -> int:
-    """How many of so many members train at once: chunks of one size, a multiple of the mesh's axis.
-
-    Args:
-      members: all of them.
-      most: as many as may train at once.
-      axis: devices along `member`.
-    """
-    chunks = math.ceil(members / most)
-    return axis * math.ceil(math.ceil(members / chunks) / axis)
 
 
 def bytes_of(tree: Any) -> int:

@@ -9,11 +9,11 @@ from jax.sharding import Mesh
 from sae_jax import distributed, sharding
 from sae_jax.base import require
 from sae_jax.checkpoint import place
-from sae_jax.cost import SHARE_OF_MEMORY, side_by_side
 from sae_jax.data import Source
-from sae_jax.devices import choose_mesh, free_memory
+from sae_jax.devices import free_memory
 from sae_jax.grid import Grid, members
-from sae_jax.program import Program, footprint_of, members_that_fit
+from sae_jax.program import Program, footprint_of, shapes_of, sizes_of
+from sae_jax.spread import spread
 from sae_jax.train import Saving
 
 AT_ONCE = "members_at_once"
@@ -57,36 +57,35 @@ def cut(
         members_at_once is None or members_at_once >= 1,
         f"members_at_once must be at least 1, got {members_at_once}",
     )
-    total = members(grid)
+    state, batch = shapes_of(program, grid, source)
+    sizes = sizes_of(state, batch, members(grid))
     file = None if saving is None else place(saving.folder) / AT_ONCE
     # the memory that is free may have changed since, and another cut has other checkpoints
     before = distributed.leader(int(file.read_text()) if file is not None and file.exists() else None)
-    asked = members_at_once or before
-    over = _mesh(program, grid, source, mesh, min(asked or total, total))
-    if before is not None and members_at_once is None:
-        return Cut(over, before)
-    axes = ONE_DEVICE if over is None else over.shape
-    most = asked or distributed.leader(members_that_fit(program, grid, source, axes))
-    at_once = side_by_side(total, min(most, total), axes["member"])
+    several = distributed.several()
+    chosen = spread(
+        footprint_of(state, batch),
+        sizes,
+        distributed.leader(float(free_memory())),
+        devices=jax.device_count(),
+        axes=_asked(mesh, several),
+        at_once=members_at_once or before,
+        every=several,
+    )
+    at_once = chosen.at_once if members_at_once or before is None else before
     if file is not None and distributed.first():
         unfinished = file.parent / f".{AT_ONCE}"
         unfinished.write_text(str(at_once))
         unfinished.replace(file)
-    return Cut(over, at_once)
+    if not isinstance(mesh, Mesh):
+        mesh = sharding.mesh(chosen.axes)
+    return Cut(None if mesh.size == 1 else mesh, at_once)
 
 
-def _mesh(program: Program, grid: Grid, source: Source, mesh: str | Mesh | None, count: int) -> Mesh | None:
-    """The mesh asked for, if it has several devices."""
-    one = program.to_device({name: column[:1] for name, column in grid.items()})
-    d_sae = jax.eval_shape(program.start, one).train.progress.since_fired.shape[-1]
-    sizes = (count, source.batch_size, d_sae)
-    if mesh == "auto" or (mesh is None and distributed.several()):
-        needed = footprint_of(program, grid, source).total
-        memory = distributed.leader(SHARE_OF_MEMORY * free_memory())
-        mesh = sharding.mesh(choose_mesh(*sizes, jax.device_count(), needed, memory))
-    elif isinstance(mesh, str):
-        mesh = sharding.mesh(mesh)
-    if mesh is None or mesh.size == 1:
+def _asked(mesh: str | Mesh | None, several: bool) -> Mapping[str, int] | None:
+    """The axes that were asked for; None where they are to be chosen."""
+    if mesh == "auto" or (mesh is None and several):
         return None
-    sharding.require_divides(mesh.shape, *sizes)
-    return mesh
+    if mesh is None:
+        return ONE_DEVICE
+    return sharding.mesh(mesh).shape if isinstance(mesh, str) else mesh.shape

@@ -1,10 +1,9 @@
-"""What a device can do: kinds by their data sheets, this machine by measuring; and a mesh for several."""
+"""What a device can do: kinds by their data sheets, this machine by measuring."""
 
 import math
 import time
 from collections.abc import Callable
 from functools import lru_cache, partial
-from itertools import product
 from typing import NamedTuple
 
 import jax
@@ -189,42 +188,3 @@ def _best(call: Callable[[], object], tries: int) -> float:
         if time.monotonic() - start > SECONDS_FOR_A_BEST:
             break
     return best
-
-
-def choose_mesh(
-    members: int, batch: int, d_sae: int, devices: int, bytes_per_member: float, memory: float
-) -> dict[str, int]:
-    """How to spread a sweep over several devices: members, then data, then latents.
-
-    Members need no communication, data an all-reduce of gradients, latents one of reconstructions. Latents
-    are cut only as far as one member otherwise fits no device. Of the meshes left, one that uses most
-    devices is taken, and of those the one with most members side by side.
-
-    Args:
-      members: that train at once or one after the other.
-      batch: rows per step.
-      d_sae: number of latents.
-      devices: at most so many are used.
-      bytes_per_member: what one member needs.
-      memory: bytes of one device that it may have.
-
-    Returns:
-      Axis sizes by name, `member`, `data` and `latent`; they divide members, batch and d_sae.
-
-    Example:
-      >>> choose_mesh(6, 1024, 4096, devices=8, bytes_per_member=1e9, memory=8e10)
-      {'member': 2, 'data': 4, 'latent': 1}
-    """
-    cuts = divisors(d_sae, devices)
-    latent = next((cut for cut in cuts if bytes_per_member / cut <= memory), cuts[-1])
-    each = devices // latent
-    member, data = max(
-        (pair for pair in product(divisors(members, each), divisors(batch, each)) if math.prod(pair) <= each),
-        key=lambda pair: (math.prod(pair), *pair),
-    )
-    return {"member": member, "data": data, "latent": latent}
-
-
-def divisors(number: int, most: int) -> list[int]:
-    """What divides a number without a rest, up to a bound, smallest first."""
-    return [size for size in range(1, min(number, most) + 1) if number % size == 0]

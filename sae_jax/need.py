@@ -6,14 +6,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from sae_jax.cost import SHARE_OF_MEMORY, Footprint, bytes_of, fitting, footprint, side_by_side
+from sae_jax import distributed
+from sae_jax.cost import Footprint, bytes_of
 from sae_jax.data import Source
-from sae_jax.devices import choose_mesh, free_memory
+from sae_jax.devices import free_memory
 from sae_jax.grid import members
-from sae_jax.program import Program, bounded, checked_program
-from sae_jax.sharding import require_divides
+from sae_jax.program import Program, bounded, checked_program, footprint_of, shapes_of, sizes_of
+from sae_jax.spread import SHARE_OF_MEMORY, spread
 from sae_jax.sweep import Group
 
 
@@ -21,19 +21,20 @@ class Need(NamedTuple):
     """What one group of a sweep wants of the memory, and how it is cut to fit."""
 
     architecture: str
-    d_sae: int
-    batch_size: int
     members: int
+    batch_size: int
+    d_sae: int
     parameters: int
     """Numbers of one member."""
     one: Footprint
     """Bytes of one member, on a device to itself."""
     available: float
     """Bytes that a device has free."""
-    mesh: dict[str, int]
+    mesh: Mapping[str, int]
     fit: int
     """Members that fit at once, on all devices together."""
     at_once: int
+    """Members that train side by side."""
 
     @property
     def chunks(self) -> int:
@@ -84,18 +85,13 @@ def needs(
 
     def need(group: Group) -> Need:
         program = _program(group, source, dtype)
-        state, batch = _shapes(program, group, source, 1)
-        one, total, rows = footprint(state, batch), members(group.grid), batch.x.shape[0]
-        d_sae = state.train.progress.since_fired.shape[-1]
-        sizes = (min(members_at_once or total, total), rows, d_sae)
-        mesh = axes or choose_mesh(*sizes, devices, one.total, SHARE_OF_MEMORY * free)
-        require_divides(mesh, *sizes)
-        fit = fitting(one, mesh, free)
-        at_once = side_by_side(total, min(members_at_once or fit, total), mesh["member"])
+        state, batch = shapes_of(program, group.grid, source)
+        one, sizes = footprint_of(state, batch), sizes_of(state, batch, members(group.grid))
+        asked = {"devices": devices, "axes": axes, "at_once": members_at_once}
+        found = spread(one, sizes, free, **asked, every=distributed.several())
         sae, _ = program.build({name: column[0].item() for name, column in group.grid.items()})
         parameters = sum(leaf.size for leaf in jax.tree.leaves(state.train.params))
-        name = sae.config.get("architecture", "sae")
-        return Need(name, d_sae, rows, total, parameters, one, free, dict(mesh), fit, at_once)
+        return Need(sae.config.get("architecture", "sae"), *sizes, parameters, one, free, *found)
 
     return tuple(map(need, groups))
 
@@ -119,7 +115,7 @@ def laid_out(group: Group, need: Need, *, source: Source, dtype=jnp.float32) -> 
 def lowered(group: Group, need: Need, source: Source, dtype) -> tuple[Any, Any, jax.stages.Lowered]:
     """A device's part of the state and of the batch, and the step over them; latents are not cut."""
     program = _program(group, source, dtype)
-    state, batch = _shapes(program, group, source, need.each)
+    state, batch = shapes_of(program, group.grid, source, need.each)
     rows = need.batch_size // need.mesh["data"]
     batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((rows, *leaf.shape[1:]), leaf.dtype), batch)
     return state, batch, jax.jit(program.step, donate_argnums=0).lower(state, batch)
@@ -127,12 +123,6 @@ def lowered(group: Group, need: Need, source: Source, dtype) -> tuple[Any, Any, 
 
 def _program(group: Group, source: Source, dtype) -> Program:
     return checked_program(bounded(group.factory, group.grid), group.optimizer, group.grid, source, dtype)
-
-
-def _shapes(program: Program, group: Group, source: Source, count: int) -> tuple[Any, Any]:
-    """Of a state of so many members, and of a batch."""
-    hyper = program.to_device({name: np.resize(column, count) for name, column in group.grid.items()})
-    return jax.eval_shape(program.start, hyper), jax.eval_shape(lambda: source.batch(jnp.int32(0)))
 
 
 def suggestion(need: Need) -> str:

@@ -8,11 +8,12 @@ import jax.numpy as jnp
 
 from sae_jax import linear
 from sae_jax.base import require
-from sae_jax.cost import bytes_of, footprint, training_flops
+from sae_jax.cost import bytes_of, training_flops
 from sae_jax.data import Source
 from sae_jax.devices import HERE, Device, device
 from sae_jax.halving import rounds
 from sae_jax.need import Need, lowered, needs
+from sae_jax.program import footprint_of
 from sae_jax.sweep import Group
 
 
@@ -119,7 +120,7 @@ def _work(group: Group, need: Need, source: Source, dtype, machine: Device, rate
     state, batch, step = lowered(group, need, source, dtype)
     counted: Any = step.cost_analysis() or {}
     flops = counted.get("flops", training_flops(state.train.params, batch.x.shape[0]))
-    moved, temporary = float(footprint(state, batch).moved), None
+    moved, temporary = footprint_of(state, batch).moved, None
     how = "FLOPs by XLA's count of the step, bytes by arithmetic"
     if machine.name == HERE:
         compiled = step.compile()

@@ -1,7 +1,7 @@
 """What a sweep compiles: one member's functions, vmapped, with each axis led to what takes it."""
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
@@ -13,11 +13,11 @@ from jaxtyping import Array, Shaped
 
 from sae_jax import metrics, sharding
 from sae_jax.base import SAE, Batch, InputError, TrainState, require
-from sae_jax.cost import Footprint, fitting, footprint
+from sae_jax.cost import Footprint, footprint
 from sae_jax.data import Source
-from sae_jax.devices import free_memory
 from sae_jax.endings import Ending, Patience, not_yet, until_ended
 from sae_jax.grid import Grid
+from sae_jax.spread import Sizes
 from sae_jax.train import init, make_step, trained_params
 
 
@@ -271,13 +271,17 @@ def _distinct_rows(grid: Grid, names: tuple[str, ...]) -> list[dict[str, Any]]:
     return [dict(zip(names, row.tolist(), strict=True)) for row in rows]
 
 
-def members_that_fit(program: Program, grid: Grid, source: Source, axes: Mapping[str, int]) -> int:
-    """How many members train at once in half of the free memory of a mesh's devices."""
-    return fitting(footprint_of(program, grid, source), axes, free_memory())
+def shapes_of(program: Program, grid: Grid, source: Source, count: int = 1) -> tuple[Members, Batch]:
+    """The shapes of a state of so many members of a grid, and of a batch."""
+    hyper = program.to_device({name: np.resize(column, count) for name, column in grid.items()})
+    return jax.eval_shape(program.start, hyper), jax.eval_shape(lambda: source.batch(jnp.int32(0)))
 
 
-def footprint_of(program: Program, grid: Grid, source: Source) -> Footprint:
-    """What one member takes while it trains."""
-    one = program.to_device({name: column[:1] for name, column in grid.items()})
-    batch = jax.eval_shape(lambda: source.batch(jnp.int32(0)))
-    return footprint(jax.eval_shape(program.start, one), batch)
+def footprint_of(state: Members, batch: Batch) -> Footprint:
+    """What members take while they train on such batches."""
+    return footprint(state.train, batch, beside=(state.hyper, state.ending))
+
+
+def sizes_of(state: Members, batch: Batch, total: int) -> Sizes:
+    """What is spread over devices, where there are so many members in all."""
+    return Sizes(total, batch.x.shape[0], state.train.progress.since_fired.shape[-1])

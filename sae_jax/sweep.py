@@ -103,8 +103,8 @@ def sweep(
             if saving is not None:
                 checkpoint.claim(saving.folder, asked)
         how = cut(program, grid, source, mesh, members_at_once, saving)
-        way = chunks.Way(program, source, steps, how, points, evaluate_rows, look, saving)
-        book = chunks.trained(way, grid, rounds)
+        way = chunks.Way(program, grid, source, steps, how, points, evaluate_rows, look, saving)
+        book = chunks.trained(way, rounds)
     part = Part(
         lambda place: factory(**{name: grid[name][place].item() for name in program.factory_names}),
         book.params,

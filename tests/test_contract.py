@@ -15,6 +15,9 @@ import sae_jax
 from sae_jax import SAE, Batch, Info, TrainedSAE, train
 from sae_jax.architectures import TABLE
 from sae_jax.checkpoint import Checkpoints
+from sae_jax.need import needs
+from sae_jax.spread import SHARE_OF_MEMORY
+from sae_jax.sweep import Group
 
 EVERYTHING = next(case for case in CASES if case.name == "relu-everything")
 
@@ -399,11 +402,12 @@ def test_a_resumed_sweep_keeps_its_chunks_when_memory_has_changed(small, tmp_pat
         sae_jax.sweep, case.factory, case.optimizer, grid=case.five(**FIVE), source=source, steps=9
     )
     whole = sweep(members_at_once=2)
+    one = needs([Group(case.factory, case.optimizer, case.five(**FIVE))], source=source)[0].one.total
     limited = sys.modules["sae_jax.cut"]
-    monkeypatch.setattr(limited, "members_that_fit", lambda *_: 2)
+    monkeypatch.setattr(limited, "free_memory", lambda: 2 * one / SHARE_OF_MEMORY)
     with pytest.raises(sae_jax.Stopped):
         sweep(checkpoints=tmp_path, look=lambda look: look.member_steps > 2 * 9)
-    monkeypatch.setattr(limited, "members_that_fit", lambda *_: 5)
+    monkeypatch.setattr(limited, "free_memory", lambda: 5 * one / SHARE_OF_MEMORY)
     resumed = sweep(checkpoints=tmp_path)
     assert_same_bits(resumed.params, whole.params)
 

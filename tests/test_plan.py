@@ -21,11 +21,12 @@ import sae_jax
 from sae_jax import devices
 from sae_jax.base import Batch, InputError
 from sae_jax.cli import jobs, main, memory, options
-from sae_jax.cost import SHARE_OF_MEMORY, bytes_of, footprint, training_flops
-from sae_jax.devices import choose_mesh
+from sae_jax.cost import bytes_of, training_flops
+from sae_jax.cut import cut
 from sae_jax.need import laid_out, needs, suggestion
 from sae_jax.plan import plan
-from sae_jax.program import checked_program, members_that_fit
+from sae_jax.program import checked_program, footprint_of, shapes_of
+from sae_jax.spread import SHARE_OF_MEMORY, Sizes, choose_mesh
 from sae_jax.sweep import Group
 
 SCRIPT = Path(sys.executable).with_name("sae-jax")
@@ -82,27 +83,28 @@ def test_bytes_of_a_state_are_exact(case, small):
 def test_bytes_of_a_state_are_those_that_xla_is_given():
     batches, one = source(), group()
     program = checked_program(*one, batches, jnp.float32)
-    state = jax.eval_shape(program.start, program.to_device(one.grid))
-    batch = jax.eval_shape(lambda: batches.batch(jnp.int32(0)))
+    state, batch = shapes_of(program, one.grid, batches, len(one.grid["lr"]))
     found = jax.jit(program.step, donate_argnums=0).lower(state, batch).compile().memory_analysis()
-    assert footprint(state, batch).state == found.alias_size_in_bytes
-    assert footprint(state, batch).state + bytes_of(batch) == found.argument_size_in_bytes
+    assert footprint_of(state, batch).state == found.alias_size_in_bytes
+    assert footprint_of(state, batch).state + bytes_of(batch) == found.argument_size_in_bytes
     # by arithmetic, and as XLA lays it out
     planned = needs([one], source=batches)[0]
     assert laid_out(one, planned, source=batches) == pytest.approx(planned.taken, rel=0.4)
 
 
-def test_a_plan_cuts_a_grid_as_a_sweep_does():
+def test_a_plan_cuts_a_grid_as_a_sweep_does(monkeypatch):
     batches, one = source(), group(members=6)
     program = checked_program(*one, batches, jnp.float32)
-    planned, axes = needs([one], source=batches)[0], {"member": 1, "data": 1, "latent": 1}
-    # the machine's free memory moves between two looks at it
-    assert planned.fit == pytest.approx(members_that_fit(program, one.grid, batches, axes), rel=0.2)
-    scarce = needs([one], source=batches, available=planned.one.total * 2.5 / SHARE_OF_MEMORY)[0]
-    assert (scarce.fit, scarce.at_once, scarce.chunks) == (2, 2, 3)
+    taken = needs([one], source=batches)[0].one.total / SHARE_OF_MEMORY
+    for fit, at_once, chunks in ((1, 1, 6), (2, 2, 3), (5, 3, 2), (7, 6, 1)):
+        planned = needs([one], source=batches, available=(fit + 0.5) * taken)[0]
+        assert (planned.fit, planned.at_once, planned.chunks) == (fit, at_once, chunks)
+        monkeypatch.setattr(sys.modules["sae_jax.cut"], "free_memory", lambda fit=fit: (fit + 0.5) * taken)
+        assert cut(program, one.grid, batches, None, None, None) == (None, at_once)
     asked = needs([one], source=batches, members_at_once=4)[0]
     assert (asked.at_once, asked.chunks) == (3, 2)
-    spread = needs([one], source=batches, axes={**axes, "member": 2}, members_at_once=2)[0]
+    axes = {"member": 2, "data": 1, "latent": 1}
+    spread = needs([one], source=batches, axes=axes, members_at_once=2)[0]
     assert (spread.at_once, spread.each) == (2, 1)
 
 
@@ -174,7 +176,7 @@ def test_the_peak_is_measured_once():
     st.integers(1, 500), st.integers(1, 3000), st.integers(1, 5000), st.integers(1, 64), st.floats(0.1, 100)
 )
 def test_a_mesh_divides_what_is_spread_along_it(members, batch, d_sae, count, bytes_per_member):
-    mesh = choose_mesh(members, batch, d_sae, count, bytes_per_member, memory=10.0)
+    mesh = choose_mesh(Sizes(members, batch, d_sae), count, bytes_per_member, memory=10.0)
     assert prod(mesh.values()) <= count
     assert members % mesh["member"] == batch % mesh["data"] == d_sae % mesh["latent"] == 0
     if bytes_per_member <= 10:
@@ -183,6 +185,17 @@ def test_a_mesh_divides_what_is_spread_along_it(members, batch, d_sae, count, by
         assert members % count or mesh == {"member": count, "data": 1, "latent": 1}
     elif bytes_per_member / mesh["latent"] > 10:
         assert not any(d_sae % cut == 0 and bytes_per_member / cut <= 10 for cut in range(1, count + 1))
+    every = choose_mesh(Sizes(members, batch, d_sae), count, bytes_per_member, memory=10.0, every=True)
+    assert members % every["member"] == batch % every["data"] == d_sae % every["latent"] == 0
+    assert prod(mesh.values()) <= prod(every.values()) <= count
+    if prod(every.values()) == prod(mesh.values()):
+        assert every == mesh
+
+
+def test_latents_are_cut_further_where_only_that_uses_every_device():
+    sizes = Sizes(members=3, batch_size=5, d_sae=64)
+    assert choose_mesh(sizes, 4, 1.0, memory=10.0) == {"member": 3, "data": 1, "latent": 1}
+    assert choose_mesh(sizes, 4, 1.0, memory=10.0, every=True) == {"member": 1, "data": 1, "latent": 4}
 
 
 @pytest.mark.parametrize("available", [1e5, 1e6, 3e6, 1e7])

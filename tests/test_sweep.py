@@ -1,6 +1,7 @@
 """Where axes go, what cannot be one, and what a sweep leaves behind."""
 
 import json
+import sys
 from functools import partial
 
 import jax
@@ -12,13 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import sae_jax
-from sae_jax import InputError, SweepResult, program
-from sae_jax.cut import ONE_DEVICE
-
-# the module, which the function of the same name hides
-import sys  # isort: skip
-
-cutting = sys.modules["sae_jax.cut"]
+from sae_jax import InputError, SweepResult, devices, program
+from sae_jax.spread import SHARE_OF_MEMORY, spread
 
 factory = partial(sae_jax.relu, d_in=5, d_sae=6)
 
@@ -172,7 +168,13 @@ def test_an_error_inside_the_factory_is_not_taken_for_a_static_axis(source, unch
 # Memory
 
 
-def test_members_that_fit_follow_the_free_memory(source, monkeypatch):
+def members_that_fit(made, grid, source, free):
+    state, batch = program.shapes_of(made, grid, source)
+    one, sizes = program.footprint_of(state, batch), program.sizes_of(state, batch, 64)
+    return spread(one, sizes, free).fit
+
+
+def test_members_that_fit_follow_the_free_memory(source):
     grid = sae_jax.grid(lr=[1e-2], l1=[0.1], seed=range(64))
     made = program.program_of(factory, optax.adam, tuple(grid), jnp.dtype("float32"))
     # by hand: weights 5*6 + 6 + 6*5 + 5 = 71 floats; held: weights, two moments, count, step, 6 silences, 3
@@ -180,24 +182,26 @@ def test_members_that_fit_follow_the_free_memory(source, monkeypatch):
     # and when it ended
     held, weights, rows = 4 * (3 * 71 + 1 + 1 + 6 + 3 + 2), 4 * 71, 4 * 16 * (4 * 6 + 3 * 5)
     one = 2 * held + 2 * weights + rows
+    assert members_that_fit(made, grid, source, 0) == 1
     for members in (1, 3, 1000):
-        monkeypatch.setattr(program, "free_memory", lambda members=members: 2 * members * one)
-        assert program.members_that_fit(made, grid, source, ONE_DEVICE) == members
-    monkeypatch.setattr(program, "free_memory", lambda: 0)
-    assert program.members_that_fit(made, grid, source, ONE_DEVICE) == 1
+        assert members_that_fit(made, grid, source, 2 * members * one) == members
+        assert members_that_fit(made, grid, source, 2 * members * one - 1) == max(1, members - 1)
 
 
 def test_a_sweep_beyond_the_free_memory_trains_in_chunks(source, monkeypatch):
-    monkeypatch.setattr(cutting, "members_that_fit", lambda *_: 2)
+    grid = sae_jax.grid(lr=[1e-2], seed=range(5))
+    made = program.program_of(factory, optax.adam, tuple(grid), jnp.dtype("float32"))
+    one = program.footprint_of(*program.shapes_of(made, grid, source)).total
+    monkeypatch.setattr(sys.modules["sae_jax.cut"], "free_memory", lambda: 2 * one / SHARE_OF_MEMORY)
     sizes = []
     look = lambda look: sizes.append(look.history["loss"].shape[1])  # noqa: E731
-    swept = sweep(source, grid=sae_jax.grid(lr=[1e-2], seed=range(5)), look=look)
+    swept = sweep(source, grid=grid, look=look)
     assert set(sizes) == {2, 1}
     assert len(swept.table["loss"]) == 5
 
 
 def test_free_memory_is_a_plausible_number():
-    assert 2**20 < program.free_memory() < 2**50
+    assert 2**20 < devices.free_memory() < 2**50
 
 
 # What a sweep tells
