@@ -23,6 +23,12 @@ EVERYTHING = next(case for case in CASES if case.name == "relu-everything")
 
 every_case = pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
 every_kind = pytest.mark.parametrize("case", THOROUGH, ids=[case.name for case in THOROUGH])
+two_kinds = pytest.mark.parametrize(
+    "case",
+    [case for case in THOROUGH if case.name in ("relu-resampled", "batch-topk")],
+    ids=lambda case: case.name,
+)
+"""For promises of the one loop, which knows no architecture."""
 
 REST = {"lr": [1e-2, 3e-3], "seed": range(2)}
 FIVE = {"lr": [1e-2, 3e-3, 1e-2, 1e-3, 5e-3], "seed": [4, 3, 2, 1, 0]}
@@ -68,7 +74,7 @@ def test_member_equals_solo_in_float64(case, small, x64):
         case.factory, case.optimizer, grid=grid, source=source, steps=500, dtype=jnp.float64, points=5
     )
     # members 1 and 6 differ in every axis
-    for i in (1, 6):
+    for i in (1, 6) if case in THOROUGH else (6,):
         state, step = alone(case, grid, i, jnp.float64)
         state, history = sae_jax.run(step, state, source, 500, points=5)
         assert_close(swept.member(i).params, train.trained_params(state), 1e-9)
@@ -88,20 +94,6 @@ def test_member_stays_close_to_solo_in_float32(case, small):
     state, history = sae_jax.run(step, state, source, 20)
     assert_close(swept.member(6).params, state.params, 2e-5)
     np.testing.assert_allclose(swept.history["loss"][:, 6], history["loss"], rtol=2e-5)
-
-
-@every_kind
-def test_vmapped_step_equals_a_loop_over_members(case, small, x64):
-    batch = case.batch(small.astype(np.float64))
-    _, step = solo(case)
-    states = [solo(case, seed=seed, dtype=jnp.float64)[0] for seed in range(3)]
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
-    together, logs = jax.jit(jax.vmap(step, in_axes=(0, None)))(stacked, batch)
-    one = jax.jit(step)
-    for i, state in enumerate(states):
-        alone, alone_logs = one(state, batch)
-        assert_close(jax.tree.map(lambda leaf, i=i: leaf[i], together), alone, 1e-12)
-        assert_close({name: log[i] for name, log in logs.items()}, alone_logs, 1e-12)
 
 
 # Members are islands
@@ -132,7 +124,7 @@ def test_a_diverging_member_changes_no_bit_of_the_others(case, small):
 # No retrace
 
 
-@every_kind
+@two_kinds
 def test_a_second_run_does_not_compile(case, small, compilations):
     source = case.source(small, batch_size=16)
     state, step = solo(case)
@@ -185,7 +177,7 @@ def test_a_trained_sae_takes_numpy_rows_as_its_example_does(small):
 
 
 def shapes_and_types(tree):
-    return jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype, jax.typeof(leaf).weak_type), tree)
+    return jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype, leaf.weak_type), tree)
 
 
 @every_case
@@ -196,14 +188,16 @@ def test_a_step_keeps_shapes_and_types(case, dtype):
         batch = jax.tree.map(
             lambda rows: rows.astype(dtype), case.batch(np.arange(40.0).reshape(8, 5) % 7 / 7)
         )
-        after, logs = jax.jit(step)(state, batch)
+        after, logs = jax.eval_shape(step, state, batch)
         assert shapes_and_types(after) == shapes_and_types(state)
         wide = {"threshold", "log_threshold", "log_penalty"}  # whose small steps half precision would lose
         exact = jnp.promote_types(dtype, jnp.float32)
         for name, leaf in state.params.items():
             assert leaf.dtype == (exact if name in wide else jnp.dtype(dtype)), name
         assert {log.dtype for log in logs.values()} == {jnp.dtype(dtype)}
-        assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(after))
+        if dtype is jnp.bfloat16:  # the one in which a step might overflow or lose a divisor
+            after, _ = jax.jit(step)(state, batch)
+            assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(after))
 
 
 def test_the_step_needs_no_implicit_promotion(small):
@@ -218,7 +212,7 @@ def test_the_step_needs_no_implicit_promotion(small):
 # One loop
 
 
-@every_kind
+@two_kinds
 def test_run_equals_a_python_loop(case, small, x64):
     source = case.source(small.astype(np.float64), batch_size=20)
     start, step = solo(case, dtype=jnp.float64)
@@ -232,7 +226,7 @@ def test_run_equals_a_python_loop(case, small, x64):
     assert list(history["step"]) == list(range(1, 41))
 
 
-@every_kind
+@two_kinds
 def test_chunking_changes_no_bit(case, small, monkeypatch):
     source = case.source(small, batch_size=20)
     start, step = solo(case)

@@ -89,9 +89,9 @@ def _execute(command: str, options: Training, job: Job) -> int:
     distributed.agree({**shared, **asked})
     out = _chosen(options)
     with (
+        StopSignals() as signals,
         memory.explained(job, options.members_at_once, _devices(options), _axes(options)),
         folder.claim(out, asked, overwrite=options.overwrite, resume=options.resume) as run,
-        StopSignals() as signals,
         Ticker(console, job.members, job.steps, job.source.batch_size) as ticker,
     ):
         if run.finished:

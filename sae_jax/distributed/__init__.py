@@ -99,14 +99,13 @@ def together(
     lines = _met(place, seconds, then)
     lines.watch()
     try:
-        jax.distributed.initialize(
-            f"127.0.0.1:{lines.jax_port}",
-            place.processes,
-            place.process,
+        _start(
+            seconds,
+            coordinator_address=f"127.0.0.1:{lines.jax_port}",
+            num_processes=place.processes,
+            process_id=place.process,
             local_device_ids=place.local,
             cluster_detection_method="deactivate",
-            initialization_timeout=int(seconds),
-            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
         )
         yield Here(place.process, place.processes)
     except InputError as error:
@@ -243,12 +242,18 @@ def _by_jax(seconds: float) -> Here:
     if importlib.util.find_spec("libtpu") is None:
         return Here(0, 1)
     try:
-        jax.distributed.initialize(
-            initialization_timeout=int(seconds), heartbeat_timeout_seconds=HEARTBEAT_SECONDS
-        )
+        _start(seconds)
     except ValueError:  # no machine with TPUs after all
         return Here(0, 1)
     return Here(jax.process_index(), jax.process_count())
+
+
+def _start(seconds: float, **where: Any) -> None:
+    # JAX's own service would take every SIGTERM for itself, and nobody here asks it
+    jax.config.update("jax_enable_preemption_service", False)
+    jax.distributed.initialize(
+        **where, initialization_timeout=int(seconds), heartbeat_timeout_seconds=HEARTBEAT_SECONDS
+    )
 
 
 def _leave(status: int) -> None:
