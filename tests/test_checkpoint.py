@@ -406,6 +406,7 @@ def sweep_to_kill(tmp_path_factory):
     return kills.Place.made(tmp_path_factory.mktemp("kills"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "count"), [(signal.SIGKILL, 3), (signal.SIGTERM, 1)])
 def test_a_killed_run_ends_with_the_bits_of_one_never_killed(number, count, sweep_to_kill):
     for killed, different in kills.runs(sweep_to_kill, number, count, seed=3):

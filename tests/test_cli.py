@@ -293,6 +293,7 @@ def weights(out):
     return [path.read_bytes() for path in paths]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
 def test_stopped_and_resumed_is_never_stopped(place, number, status):
     whole, halved = place / "whole", place / f"halved-{number}"
@@ -325,6 +326,7 @@ def test_stopped_and_resumed_is_never_stopped(place, number, status):
     assert "finished already" in finished.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seconds", [0.0, 1.0])
 def test_stopped_before_the_first_point_of_history(place, seconds):
     """A point is taken every 10,000 steps here: the checkpoint has no history yet."""
@@ -348,6 +350,7 @@ def test_stopped_before_the_first_point_of_history(place, seconds):
     assert running.returncode == 0
 
 
+@pytest.mark.slow
 def test_a_run_stopped_while_it_replaces_another_goes_on(place):
     out = place / "replaced"
     assert sae(*LONG[:-3], "--steps", 5, "--out", out, cwd=place).returncode == 0
@@ -416,6 +419,7 @@ def sae_jax_report(bound):
     )
 
 
+@pytest.mark.slow
 def test_verify_runs(place):
     done = sae("verify", "--steps", 2, "--json", cwd=place)
     assert done.returncode == 0, done.stderr

@@ -178,6 +178,7 @@ def start(*words, place):
     )
 
 
+@pytest.mark.slow
 def test_sigterm_ends_a_harvest_which_then_goes_on(place, tmp_path):
     """A function that takes its time, so that there is a middle to be stopped in."""
     (place / "slow.py").write_text(

@@ -34,6 +34,7 @@ PAGES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES)
 def test_every_python_block_runs_after_those_before_it(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

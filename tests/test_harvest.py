@@ -162,6 +162,7 @@ def model(tokens):
 """
 
 
+@pytest.mark.slow
 def test_kill_9_changes_no_byte(tmp_path):
     """Real processes, killed outright at moments drawn by chance, as a user would start them."""
     (tmp_path / "mine.py").write_text(MODEL)

@@ -52,6 +52,7 @@ def checkpoints(out):
     return {int(path.name) for path in out.glob("checkpoints/**/*") if path.name.isdecimal()}
 
 
+@pytest.mark.slow
 def test_a_run_whose_first_process_dies_goes_on_with_two_and_with_one(place):
     out = place / "r"
     words = ["acts.npy", *SMALL, "--steps", 20_000, "--out", out, "--checkpoint-seconds", 0.5]

@@ -4,9 +4,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from sae_jax import formats
 
 
+@pytest.mark.slow
 def test_no_damaged_or_hostile_file_does_more_than_be_refused():
     script = Path(__file__).parent / "mutations.py"
     command = [sys.executable, str(script), "--count", "3000", "--seed", "1", "--processes", "1"]

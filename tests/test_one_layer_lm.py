@@ -227,6 +227,7 @@ def finished(example, tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 def test_the_whole_leaves_its_model_store_saes_and_pages(example, finished):
     told = json.loads((finished / "figures.json").read_text())
     uniform = np.log(example.QUICK.vocabulary)
@@ -241,6 +242,7 @@ def test_the_whole_leaves_its_model_store_saes_and_pages(example, finished):
         assert "«" in (finished / f"{kind}.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_second_call_trains_nothing_again(example, finished, monkeypatch):
     kept = ["tokens.npz", "language_model.safetensors", "saes/sweep.json", "activations/manifest.json"]
     before = {name: (finished / name).stat().st_mtime_ns for name in kept}

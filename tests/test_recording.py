@@ -406,6 +406,7 @@ def sae(*words, cwd):
     )
 
 
+@pytest.mark.slow
 def test_a_stopped_and_resumed_sweep_has_every_point_once_in_all_of_them(tmp_path):
     words = "sweep --steps 300000 --l1 0.01,0.1 --seeds 1 --out r --tensorboard --wandb p --profile".split()
     growing = tmp_path / "r" / "checkpoints" / "metrics.jsonl"

@@ -12,6 +12,7 @@ import pytest
 HERE = Path(__file__).parent
 
 
+@pytest.mark.slow
 def test_on_eight_devices():
     """Every test of eight_devices.py."""
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
@@ -32,6 +33,7 @@ def one_device(tmp_path_factory):
     return everywhere.losses(everywhere.ALONE, tmp_path_factory.mktemp("alone"), SOME, "float64")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "place",
     [place for place in everywhere.PLACES if place.mesh in ("member=2,data=2,latent=2", "data=2")],
