@@ -37,6 +37,9 @@ from sae_jax.trained import TrainedSAE
 SAVE_ALL_UP_TO = 256
 EACH_ITS_OWN = ("hosts", "quiet", "as_json")
 """Options that the processes of a run need not have alike."""
+WRITTEN = "sweep.json, metrics.csv, metrics.jsonl, history.npz, frontier.png, report.html"
+WHOSE = {"all": "every member's weights", "frontier": "the frontier's weights", "none": "no weights"}
+"""By what `--save` says."""
 MOST_MATCHING = 1e12
 """Of `_matching`; five seeds of 4,096 latents are .7e12 and took 20 s on two cores."""
 
@@ -88,38 +91,56 @@ def _execute(command: str, options: Training, job: Job) -> int:
     shared = {name: str(value) for name, value in vars(options).items() if name not in EACH_ITS_OWN}
     distributed.agree({**shared, **asked})
     out = _chosen(options)
-    with (
-        StopSignals() as signals,
-        memory.explained(job, options.members_at_once, _devices(options), _axes(options)),
-        folder.claim(out, asked, overwrite=options.overwrite, resume=options.resume) as run,
-        Ticker(console, job.members, job.steps, job.source.batch_size) as ticker,
-    ):
-        if run.finished:
-            ticker.say(f"{out} is finished already: there is nothing to resume")
-            if options.as_json:
-                print(json.dumps(_as_json(SweepResult.load(out), out, run.about()), indent=2))
-            return 0
-        began = time.monotonic()
-        try:
-            result = _train(job, options, run, ticker, signals, asked)
-        except Stopped:
-            ticker.say(f"stopped at {ticker.share:.0%}; go on with: {_again(out)}")
-            return signals.exit_status
-        if not distributed.first():
-            return 0
-        about = _about(command, options, asked, time.monotonic() - began)
-        found = None
-        if result.settings.repeated and _matching(result) <= MOST_MATCHING:
-            ticker.say("matching features between seeds")
-            found = result.stability()
-            result = result.with_consistency(found)
-        elif result.settings.repeated:
-            ticker.say(
-                "features are not matched between seeds: it would take minutes; result.stability() does it"
-            )
-        save = options.save or ("all" if about["members"] <= SAVE_ALL_UP_TO else "frontier")
-        write = partial(_write, result, save, about, job, found)
-        run.publish(write, keep_checkpoints=options.keep_best_checkpoints > 0)
+    # to the last word: a run that is finished does not end by a signal
+    with StopSignals() as signals:
+        with (
+            memory.explained(job, options.members_at_once, _devices(options), _axes(options)),
+            folder.claim(out, asked, overwrite=options.overwrite, resume=options.resume) as run,
+            Ticker(console, job.members, job.steps, job.source.batch_size) as ticker,
+        ):
+            if run.finished:
+                ticker.say(f"{out} is finished already: there is nothing to resume")
+                if options.as_json:
+                    print(json.dumps(_as_json(SweepResult.load(out), out, run.about()), indent=2))
+                return 0
+            began = time.monotonic()
+            try:
+                result = _train(job, options, run, ticker, signals, asked)
+            except Stopped:
+                ticker.say(f"stopped at {ticker.share:.0%}; go on with: {_again(out)}")
+                return signals.exit_status
+            if not distributed.first():
+                return 0
+            about = _about(command, options, asked, time.monotonic() - began)
+            found = _between_seeds(result, ticker)
+            result = result if found is None else result.with_consistency(found)
+            save = options.save or ("all" if about["members"] <= SAVE_ALL_UP_TO else "frontier")
+            write = partial(_write, result, save, about, job, found)
+            run.publish(write, keep_checkpoints=options.keep_best_checkpoints > 0)
+        share = throughput.share_of_peak(ticker.meter, result, _devices(options))
+        rates = throughput.told(about["members_per_second"], ticker.meter.rows_per_second, share)
+        wrote = f"wrote {out}/: {WRITTEN} and {WHOSE[save]}"
+        _tell(console, options, result, about, out, f"({rates}); {wrote}")
+    return 0
+
+
+def _between_seeds(result: SweepResult, ticker: Ticker) -> Stability | None:
+    """How far seeds agree, where there are several and it takes no minutes."""
+    if not result.settings.repeated:
+        return None
+    if _matching(result) > MOST_MATCHING:
+        ticker.say(
+            "features are not matched between seeds: it would take minutes; result.stability() does it"
+        )
+        return None
+    ticker.say("matching features between seeds")
+    return result.stability()
+
+
+def _tell(
+    console: Console, options: Training, result: SweepResult, about: dict[str, Any], out: Path, wrote: str
+) -> None:
+    """The table or the JSON on the screen, and beside it what a reader should know."""
     if options.as_json:
         print(json.dumps(_as_json(result, out, about), indent=2))
     elif not options.quiet:
@@ -128,16 +149,9 @@ def _execute(command: str, options: Training, job: Job) -> int:
         console.print(f"[bold red]{problem}[/]")
     for sentence in result.missed():
         console.print(sentence, highlight=False, soft_wrap=True)
-    kept = {"all": "every member's weights", "frontier": "the frontier's weights", "none": "no weights"}[save]
-    share = throughput.share_of_peak(ticker.meter, result, _devices(options))
-    rates = throughput.told(about["members_per_second"], ticker.meter.rows_per_second, share)
     console.print(
-        f"{counted(about['members'])} in {about['seconds']:.1f} s ({rates}); wrote {out}/: "
-        f"sweep.json, metrics.csv, metrics.jsonl, history.npz, frontier.png, report.html and {kept}",
-        highlight=False,
-        soft_wrap=True,
+        f"{counted(about['members'])} in {about['seconds']:.1f} s {wrote}", highlight=False, soft_wrap=True
     )
-    return 0
 
 
 def _settings_of(options: Training) -> dict[str, Any]:
