@@ -222,6 +222,25 @@ def test_each_site_is_swept_by_itself(tmp_path, capsys):
         )
 
 
+@pytest.mark.slow
+def test_a_stopped_sweep_of_sites_goes_on_as_it_says(place, tmp_path):
+    words = "sweep acts --site in,out --d-sae 24 --l1 0.1 --seeds 1 --steps 20000".split()
+    process = start(*words, place=place)
+    while "%" not in process.stderr.readline():
+        assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 0, said
+    again = said.split("go on with: sae-jax ")[1].split()
+    assert again == [*words, "--out", "runs/acts-1", "--resume"]
+    assert [path.name for path in (place / "runs" / "acts-1").iterdir()] == ["in"]
+    ended = start(*again, place=place)
+    said = ended.communicate(timeout=120)[1]
+    assert ended.returncode == 0, said
+    for site in ("in", "out"):
+        assert len(metrics(place / "runs" / "acts-1" / site)) == 1
+
+
 def test_crosscoders_and_transcoders_read_two_sites(tmp_path, capsys):
     harvest(
         lambda tokens: {"a": TABLE[tokens], "b": TABLE[tokens] ** 2}, from_tokens(TOKENS), tmp_path / "two"

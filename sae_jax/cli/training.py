@@ -55,7 +55,7 @@ def sweep_command(options: Training) -> int:
             own = out / quote(site, safe=":")
             begun = distributed.leader(own.exists())
             one = replace(options, site=site, out=own, resume=options.resume and begun)
-            status = _execute("sweep", one, prepare(one))
+            status = _execute("sweep", one, prepare(one), whole=out)
             # the first process publishes before it asks, and the others wait for it here
             if distributed.any_of(bool(status)) or not distributed.leader((own / folder.FINISHED).exists()):
                 return status
@@ -84,8 +84,8 @@ def _chosen(options: Training) -> Path:
     return Path(distributed.leader(str(folder.choose(options.out, _name(options), options.resume))))
 
 
-def _execute(command: str, options: Training, job: Job) -> int:
-    """Claim the folder, train, write, tell."""
+def _execute(command: str, options: Training, job: Job, whole: Path | None = None) -> int:
+    """Claim the folder, train, write, tell; where it is one of several within a `whole`, that goes on."""
     console = Console(stderr=True, quiet=options.quiet)
     asked = request_all(job.groups, source=job.source, steps=job.steps, **_settings_of(options))
     shared = {name: str(value) for name, value in vars(options).items() if name not in EACH_ITS_OWN}
@@ -107,7 +107,7 @@ def _execute(command: str, options: Training, job: Job) -> int:
             try:
                 result = _train(job, options, run, ticker, signals, asked)
             except Stopped:
-                ticker.say(f"stopped at {ticker.share:.0%}; go on with: {_again(out)}")
+                ticker.say(f"stopped at {ticker.share:.0%}; go on with: {_again(whole or out)}")
                 return signals.exit_status
             if not distributed.first():
                 return 0
