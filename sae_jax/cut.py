@@ -13,7 +13,7 @@ from sae_jax.data import Source
 from sae_jax.devices import free_memory
 from sae_jax.grid import Grid, members
 from sae_jax.program import Program, footprint_of, shapes_of, sizes_of
-from sae_jax.spread import spread
+from sae_jax.spread import Spread, spread
 from sae_jax.train import Saving
 
 AT_ONCE = "members_at_once"
@@ -53,26 +53,13 @@ def cut(
     Raises:
       InputError: a mesh that does not divide what is spread over it.
     """
-    require(
-        members_at_once is None or members_at_once >= 1,
-        f"members_at_once must be at least 1, got {members_at_once}",
-    )
-    state, batch = shapes_of(program, grid, source)
-    sizes = sizes_of(state, batch, members(grid))
     file = None if saving is None else place(saving.folder) / AT_ONCE
     # the memory that is free may have changed since, and another cut has other checkpoints
     before = distributed.leader(int(file.read_text()) if file is not None and file.exists() else None)
-    several = distributed.several()
-    chosen = spread(
-        footprint_of(state, batch),
-        sizes,
-        distributed.leader(float(free_memory())),
-        devices=jax.device_count(),
-        axes=_asked(mesh, several),
-        at_once=members_at_once or before,
-        every=several,
-    )
-    at_once = chosen.at_once if members_at_once or before is None else before
+    asked = before if members_at_once is None else members_at_once
+    chosen = laid(program, grid, source, mesh, asked, distributed.leader(float(free_memory())))
+    # the run that is gone on with may have been cut for another axis of members
+    at_once = before if members_at_once is None and before is not None else chosen.at_once
     if file is not None and distributed.first():
         unfinished = file.parent / f".{AT_ONCE}"
         unfinished.write_text(str(at_once))
@@ -80,6 +67,36 @@ def cut(
     if not isinstance(mesh, Mesh):
         mesh = sharding.mesh(chosen.axes)
     return Cut(None if mesh.size == 1 else mesh, at_once)
+
+
+def laid(
+    program: Program,
+    grid: Grid,
+    source: Source,
+    mesh: str | Mesh | None,
+    members_at_once: int | None,
+    free: float,
+) -> Spread:
+    """How a sweep lies over the devices that there are, each with so many bytes free.
+
+    Raises:
+      InputError: a mesh that does not divide what is spread over it, or no member at once.
+    """
+    require(
+        members_at_once is None or members_at_once >= 1,
+        f"members_at_once must be at least 1, got {members_at_once}",
+    )
+    state, batch = shapes_of(program, grid, source)
+    several = distributed.several()
+    return spread(
+        footprint_of(state, batch),
+        sizes_of(state, batch, members(grid)),
+        free,
+        devices=jax.device_count(),
+        axes=_asked(mesh, several),
+        at_once=members_at_once,
+        every=several,
+    )
 
 
 def _asked(mesh: str | Mesh | None, several: bool) -> Mapping[str, int] | None:

@@ -12,9 +12,9 @@ from sae_jax.cost import Footprint, bytes_of
 from sae_jax.data import Source
 from sae_jax.devices import free_memory
 from sae_jax.grid import members
-from sae_jax.program import Program, bounded, checked_program, footprint_of, shapes_of, sizes_of
+from sae_jax.program import first_of, footprint_of, shapes_of, sizes_of
 from sae_jax.spread import SHARE_OF_MEMORY, spread
-from sae_jax.sweep import Group
+from sae_jax.sweep import Group, program_for
 
 
 class Need(NamedTuple):
@@ -84,14 +84,15 @@ def needs(
     free = float(free_memory() if available is None else available)
 
     def need(group: Group) -> Need:
-        program = _program(group, source, dtype)
+        program = program_for(group, source, dtype)
         state, batch = shapes_of(program, group.grid, source)
         one, sizes = footprint_of(state, batch), sizes_of(state, batch, members(group.grid))
-        asked = {"devices": devices, "axes": axes, "at_once": members_at_once}
-        found = spread(one, sizes, free, **asked, every=distributed.several())
-        sae, _ = program.build({name: column[0].item() for name, column in group.grid.items()})
+        found = spread(
+            one, sizes, free, devices=devices, axes=axes, at_once=members_at_once, every=distributed.several()
+        )
+        architecture = first_of(program, group.grid).config.get("architecture", "sae")
         parameters = sum(leaf.size for leaf in jax.tree.leaves(state.train.params))
-        return Need(sae.config.get("architecture", "sae"), *sizes, parameters, one, free, *found)
+        return Need(architecture, *sizes, parameters, one, free, *found)
 
     return tuple(map(need, groups))
 
@@ -114,15 +115,11 @@ def laid_out(group: Group, need: Need, *, source: Source, dtype=jnp.float32) -> 
 
 def lowered(group: Group, need: Need, source: Source, dtype) -> tuple[Any, Any, jax.stages.Lowered]:
     """A device's part of the state and of the batch, and the step over them; latents are not cut."""
-    program = _program(group, source, dtype)
+    program = program_for(group, source, dtype)
     state, batch = shapes_of(program, group.grid, source, need.each)
     rows = need.batch_size // need.mesh["data"]
     batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((rows, *leaf.shape[1:]), leaf.dtype), batch)
     return state, batch, jax.jit(program.step, donate_argnums=0).lower(state, batch)
-
-
-def _program(group: Group, source: Source, dtype) -> Program:
-    return checked_program(bounded(group.factory, group.grid), group.optimizer, group.grid, source, dtype)
 
 
 def suggestion(need: Need) -> str:

@@ -271,6 +271,11 @@ def _distinct_rows(grid: Grid, names: tuple[str, ...]) -> list[dict[str, Any]]:
     return [dict(zip(names, row.tolist(), strict=True)) for row in rows]
 
 
+def first_of(program: Program, grid: Grid) -> SAE:
+    """The SAE of a grid's first member."""
+    return program.build({name: column[0].item() for name, column in grid.items()})[0]
+
+
 def shapes_of(program: Program, grid: Grid, source: Source, count: int = 1) -> tuple[Members, Batch]:
     """The shapes of a state of so many members of a grid, and of a batch."""
     hyper = program.to_device({name: np.resize(column, count) for name, column in grid.items()})

@@ -14,14 +14,15 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from sae_jax import checkpoint, chunks, distributed, halving, linear, sharding
+from sae_jax import checkpoint, chunks, distributed, halving, linear
 from sae_jax.base import SAE, require
 from sae_jax.chunks import Look
-from sae_jax.cut import cut
+from sae_jax.cut import cut, laid
 from sae_jax.data import Source
+from sae_jax.devices import free_memory
 from sae_jax.endings import Patience
 from sae_jax.grid import Grid, members
-from sae_jax.program import bounded, checked_program
+from sae_jax.program import Program, bounded, checked_program, first_of
 from sae_jax.result import Part, SweepResult, join
 from sae_jax.train import Saving
 
@@ -160,13 +161,12 @@ def sweep_all(
     """
     require(len(groups) > 0, "there is nothing to sweep: no groups were given")
     settings = {name: value for name, value in rest.items() if name in ("dtype", *DECIDE)}
-    configs = [_first_config(group, source, settings.get("dtype", jnp.float32)) for group in groups]
+    configs, free = [], float(free_memory())
+    for group in groups:
+        program = program_for(group, source, settings.get("dtype", jnp.float32))
+        laid(program, group.grid, source, rest.get("mesh"), rest.get("members_at_once"), free)
+        configs.append(first_of(program, group.grid).config)
     sizes, saving = [members(group.grid) for group in groups], Saving.of(checkpoints)
-    mesh = rest.get("mesh")
-    for config, size in zip(configs, sizes, strict=True):
-        if isinstance(mesh, str) and mesh != "auto":
-            count = min(rest.get("members_at_once") or size, size)
-            sharding.require_divides(sharding.mesh(mesh).shape, count, source.batch_size, config["d_sae"])
     work = [sum(round.work for round in halving.rounds(size, steps, rest.get("keep_best"))) for size in sizes]
     if saving is not None:
         checkpoint.claim(saving.folder, request_all(groups, source=source, steps=steps, **settings))
@@ -213,11 +213,9 @@ def request_all(groups: Sequence[Group], *, source: Source, steps: int, **settin
     return {**shared, "members": sum(one["members"] for one in asked), "groups": asked}
 
 
-def _first_config(group: Group, source: Source, dtype) -> dict[str, Any]:
-    """The config of a group's first member; what can be said against the group is said here."""
-    factory = bounded(group.factory, group.grid)
-    names = checked_program(factory, group.optimizer, group.grid, source, dtype).factory_names
-    return factory(**{name: group.grid[name][0].item() for name in names}).config
+def program_for(group: Group, source: Source, dtype) -> Program:
+    """A group's program; what can be said against the group is said here."""
+    return checked_program(bounded(group.factory, group.grid), group.optimizer, group.grid, source, dtype)
 
 
 def request(
@@ -246,7 +244,7 @@ def request(
       InputError: whatever `sweep` would say against these arguments.
     """
     require(1 <= steps < 2**31, f"steps must be at least 1 and below 2^31, got {steps}")
-    config = _first_config(Group(factory, optimizer, grid), source, dtype)
+    config = first_of(program_for(Group(factory, optimizer, grid), source, dtype), grid).config
     made_by = optimizer.func if isinstance(optimizer, partial) else optimizer
     return {
         "model": {

@@ -19,6 +19,7 @@ from sae_jax.activations import batch_topk, topk
 from sae_jax.data import Rows, on_mesh, stored
 from sae_jax.program import checked_program, layout
 from sae_jax.selection import largest, largest_of_all
+from sae_jax.sweep import Group
 
 ALL_AXES = "member=2,data=2,latent=2"
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "collective-permute", "all-to-all")
@@ -247,6 +248,16 @@ def test_a_mesh_that_cannot_be_is_refused_in_a_sentence(rows, axes, sentence):
         sweep(THOROUGH[0], rows, mesh=axes)
     assert str(refused.value).startswith(sentence)
     assert "\n" not in str(refused.value)
+
+
+def test_a_mesh_that_a_later_group_cannot_have_is_refused_before_the_first_trains(rows):
+    grid, looks = sae_jax.grid(lr=[1e-3], seed=range(8)), []
+    groups = [Group(partial(sae_jax.relu, 5, d_sae), optax.adam, grid) for d_sae in (8, 12)]
+    sweep_all = partial(sae_jax.sweep_all, groups, source=sae_jax.in_memory(rows, 16), steps=4)
+    for mesh in ("latent=8", sharding.mesh("latent=8")):
+        with pytest.raises(InputError, match="latent=8 does not divide the 12 latents"):
+            sweep_all(mesh=mesh, look=looks.append)
+    assert not looks
 
 
 def test_the_optimizer_of_a_large_sae_lies_where_its_weights_do():

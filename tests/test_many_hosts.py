@@ -99,6 +99,12 @@ def test_two_processes_are_one_run_with_one_log(place):
     assert [path.name for path in (place / "runs").iterdir()] == ["acts-1"]
 
 
+def test_auto_finds_a_mesh_of_all_devices_where_only_latents_can_be_cut(place):
+    words = "--d-sae 16 --l1 0.1 --seeds 1 --batch-size 63 --steps 20 --mesh auto".split()
+    (status, _, said), (other_status, _, _) = ended(pair(place, "acts.npy", *words))
+    assert (status, other_status) == (0, 0), said  # a mesh without all of them would be refused
+
+
 @pytest.mark.parametrize(
     ("words", "second", "says"),
     [
