@@ -1,6 +1,11 @@
-"""Sphinx configuration: Markdown pages by MyST, API pages from docstrings."""
+"""Sphinx configuration: Markdown pages and a notebook by MyST, API pages from docstrings; all code runs."""
+
+import sys
+from pathlib import Path
 
 import sae_jax
+
+sys.path.insert(0, str(Path(__file__).parent / "_ext"))
 
 project = "sae_jax"
 author = "The sae_jax authors"
@@ -8,7 +13,8 @@ copyright = "2026, the sae_jax authors"
 version = release = sae_jax.__version__
 
 extensions = [
-    "myst_parser",
+    "executed",
+    "myst_nb",
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
@@ -16,7 +22,24 @@ extensions = [
 ]
 myst_enable_extensions = ["dollarmath", "deflist"]
 myst_heading_anchors = 3
-exclude_patterns = ["_build", "generated"]
+exclude_patterns = ["_build", "_ext"]
+nb_execution_in_temp = True
+nb_execution_timeout = 300
+
+# the same code at a size that a build has time for
+executed_examples = {
+    "01_seed_tokens.py": "--out .",
+    "02_five_neurons.py": "--out .",
+    "03_two_neurons.py": "--out .",
+    "04_superposition_geometry.py": "--steps 100 --out .",
+    "05_sharkey.py": "--widths 64 128 --steps 100 --out .",
+    "06_hedging.py": "--k 9 11 --seeds 1 --steps 100 --out .",
+    "07_synthsaebench.py": "--steps 50 --out .",
+    "08_one_layer_lm.py": "--quick --out .",
+    "09_architectures.py": "--steps 100 --out .",
+    "10_dead_latents.py": "",
+    "11_every_format.py": "--out .",
+}
 
 html_theme = "sphinx_book_theme"
 html_title = "sae_jax"

@@ -8,8 +8,8 @@ neurons) is trained on the source of Python's standard library, in tokens made f
 a 5-gram model. A million of its MLP's activations go to a store, and from there SAEs of 512 to 4,096
 features are trained, TopK over k and the recipe of that paper over its l1. Prints of each its L0,
 explained variance, dead features and how much of the MLP's part in the loss it recovers, all on text
-that nothing was trained on. Writes `frontier.png`, and `features.md` with the contexts in which features
-are strongest.
+that nothing was trained on. Writes `frontier.png`, `features.md` with the contexts in which features are
+strongest, and a dashboard of them all.
 
 What is finished is kept in `--out`, and a second call goes on from there.
 """
@@ -18,7 +18,7 @@ import argparse
 import json
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -28,13 +28,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from lm import byte_pairs, corpus, features, ngram, page, training
+from lm import byte_pairs, corpus, ngram, page, training
 from lm.model import OneLayer
 from matplotlib.figure import Figure
 from safetensors.numpy import load_file, save_file
 
 import sae_jax
-from sae_jax import checkpoint, recipes, resampling, transforms
+from sae_jax import checkpoint, features, recipes, report, resampling, transforms
 from sae_jax.data import Store, is_store, open_store
 from sae_jax.language_models import from_tokens, nnx_capture
 from sae_jax.metrics import downstream
@@ -261,67 +261,78 @@ def picture(result: sae_jax.SweepResult) -> Figure:
     return figure
 
 
-def in_contexts(
-    encode: Callable[[jax.Array], jax.Array], read_out: np.ndarray, acts: Store, text: Text, size: Size
-) -> list[page.Feature]:
-    """The features that are active in ten contexts or more, each with its strongest ones.
-
-    Args:
-      encode: activations to features.
-      read_out: what a feature adds to the logits of each token, [features, vocabulary].
-    """
-    step = size.context * 64
-    blocks = (acts.site().read(at, min(at + step, acts.rows)) for at in range(0, acts.rows, step))
-    found = features.strongest(encode, blocks, size.context)
-    tokens = acts.tokens.read(0, acts.rows)
+def in_contexts(found: features.Observed) -> list[page.Feature]:
+    """The features active in ten contexts or more that read differently, each with its strongest ones."""
+    promoted = found.weighed.promoted
+    assert promoted is not None
     shown = (
         page.Feature(
             str(feature),
-            found.fired[feature] / acts.rows,
-            [text.spelling[token].decode(errors="replace") for token in np.argsort(-read_out[feature])[:6]],
-            features.contexts_of(found, feature, tokens, size.context, text.spelling),
+            found.seen.density[feature],
+            [found.word(token) for token in promoted.places[feature, :6].tolist()],
+            page.read_differently(features.contexts(found, found.seen.strongest, feature)),
         )
-        for feature in range(len(read_out))
+        for feature in range(found.d_sae)
     )
     return [feature for feature in shown if len(feature.contexts) >= page.OF]
 
 
+def neurons() -> sae_jax.TrainedSAE:
+    """The MLP's neurons, as an SAE whose features they are."""
+
+    def itself(params, x, *_):
+        return x
+
+    own = jnp.eye(D_IN)
+    sae = sae_jax.SAE(lambda key: {}, itself, itself, itself, {"architecture": "neurons", "d_in": D_IN})
+    return sae_jax.TrainedSAE(sae, {"W_enc": own, "W_dec": own})
+
+
 def read(
-    result: sae_jax.SweepResult, model: OneLayer, acts: Store, text: Text, size: Size, out: Path
+    result: sae_jax.SweepResult, model: OneLayer, acts: Store, text: Text, out: Path
 ) -> dict[str, dict[str, int]]:
     """Show features of the SAE that recovers most at an L0 below 20, and neurons beside them.
 
     Returns:
       Of features and of neurons, how many there are, how many are active in ten contexts, how many of those
-      were drawn, and how many of these have a word in common.
+      were drawn, and how many of these, and of all active ones, have a word in common.
     """
     recovered = np.where(result.metrics["l0"] < 20, result.metrics["loss_recovered"], -np.inf)
     chosen = int(recovered.argmax())
-    sae, params = result.member(chosen)
-    scale = model.norm_out.scale[...][:, None]
-    to_logits = np.asarray(model.mlp.out.kernel[...] @ (scale * model.unembed.kernel[...]))
-    kinds = {
-        "features": (partial(sae.encode, params), np.asarray(params["W_dec"]) @ to_logits),
-        "neurons": (lambda x: x, to_logits),
-    }
     print(
         f"  {names(result)[chosen]}: L0 {result.metrics['l0'][chosen]:.1f}, {recovered[chosen]:.1%} recovered"
     )
+    scale = model.norm_out.scale[...][:, None]
+    to_logits = np.asarray(model.mlp.out.kernel[...] @ (scale * model.unembed.kernel[...]))
+    words = [spelled.decode(errors="replace") for spelled in text.spelling]
     counts = {}
-    for kind, (encode, read_out) in kinds.items():
-        active = in_contexts(encode, read_out, acts, text, size)
+    for kind, trained in {"features": result.member(chosen), "neurons": neurons()}.items():
+        found = features.observe(
+            trained,
+            features.of_store(acts),
+            words=words,
+            unembedding=to_logits,
+            options=features.Options(strongest=30, before=12, after=4),
+            about={"SAE": f"{names(result)[chosen]}, of examples/08_one_layer_lm.py"},
+        )
+        if kind == "features":
+            report.write_dashboard(found, out / "dashboard")
+        active = in_contexts(found)
         order = np.random.default_rng(0).permutation(len(active))[:RANDOM]
         drawn = [active[place] for place in order.tolist()]
-        common = sum(page.evident(each.contexts) is not None for each in drawn)
+        common, of_all = (
+            sum(page.evident(each.contexts) is not None for each in some) for some in (drawn, active)
+        )
         about = (
-            f"{len(active):,} of {len(read_out):,} {kind} are active in ten contexts or more that read "
+            f"{len(active):,} of {found.d_sae:,} {kind} are active in ten contexts or more that read "
             f"differently. Of {len(drawn)} of them, drawn at random, {common} have a word in common in "
-            f"{page.AGREE} of their ten strongest contexts or more."
+            f"{page.AGREE} of their ten strongest contexts or more; of all of them {of_all:,}."
         )
         print(f"  {about}")
         (out / f"{kind}.md").write_text(page.page(kind.capitalize(), about, drawn))
         counts[kind] = {
-            "all": len(read_out), "active": len(active), "drawn": len(drawn), "word in common": common
+            "all": found.d_sae, "active": len(active), "drawn": len(drawn), "word in common": common,
+            "word in common, of all": of_all,
         }  # fmt: skip
     return counts
 
@@ -358,11 +369,11 @@ def main() -> None:
     say("Features and neurons in their contexts")
     told = {
         "loss": found,
-        "read": read(result, model, acts, text, size, out),
+        "read": read(result, model, acts, text, out),
         "saes": {"name": names(result), **{key: column.tolist() for key, column in measured.items()}},
     }
     (out / "figures.json").write_text(json.dumps(told, indent=1) + "\n")
-    say(f"frontier.png, features.md and neurons.md are in {out}")
+    say(f"frontier.png, features.md, neurons.md and dashboard/index.html are in {out}")
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ tags:
 """
 LONGEST = 200
 """Characters of one cell."""
+FIRST_LABELS = 10
 
 
 def of_sae(
@@ -28,6 +29,7 @@ def of_sae(
     sae: SAE,
     params: Params,
     metadata: Mapping[str, Any],
+    labels: Mapping[int, str],
     metrics: Mapping[str, Any] | None,
     opens_in_saelens: bool,
 ) -> str:
@@ -39,6 +41,7 @@ def of_sae(
       sae: the model.
       params: its weights.
       metadata: of the model, the site and the training; what is no number or text is left out.
+      labels: what features are called, by number; the first are shown.
       metrics: by name, as `sae-jax eval --json` gives them; of lists only those by source are shown.
       opens_in_saelens: whether SAELens has a form for it.
 
@@ -61,6 +64,10 @@ def of_sae(
     if metrics:
         table = _table("metric", "value", _figures(metrics))
         parts += ["## Metrics\n", table, "As `sae-jax eval` names them.\n"]
+    if labels:
+        first = {str(feature): label for feature, label in [*labels.items()][:FIRST_LABELS]}
+        told = f"{len(labels):,} of {sae.config['d_sae']:,} features have a label in `labels.json`.\n"
+        parts += ["## What features are called\n", told, _table("feature", "label", first)]
     return "\n".join([*parts, "## Load it\n", _loading(repo_id, path, opens_in_saelens)])
 
 

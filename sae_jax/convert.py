@@ -154,7 +154,7 @@ def _converted(path, target, to, check, x, lossy) -> Conversion:
     name, before = formats.read(path)
     left_out = formats.write(
         target, before.sae, before.params, to,
-        metadata=before.metadata, log_sparsity=before.log_sparsity, lossy=lossy,
+        metadata=before.metadata, log_sparsity=before.log_sparsity, labels=before.labels, lossy=lossy,
     )  # fmt: skip
     found = difference(before, formats.read(target)[1], x) if check else None
     if found is not None and not found.ok:

@@ -9,6 +9,8 @@ from sae_jax import formats
 from sae_jax.architectures import describe
 from sae_jax.folds import kind
 
+FIRST_LABELS = 5
+
 
 def inspect(path: str | Path) -> dict[str, Any]:
     """What a file says of its SAE, and what its weights are like; NaN weights are counted, not refused.
@@ -21,7 +23,7 @@ def inspect(path: str | Path) -> dict[str, Any]:
       many numbers), `tensors` by name (shape, dtype, mean, standard deviation, least and largest value, how
       many are 0, NaN or infinite), `norms` of encoder columns and decoder rows (quartiles, and how many are
       0: dead rows), `encoder_decoder_cosine` (quartiles), `log_sparsity` (quartiles, and latents under
-      1e-5), `metadata`.
+      1e-5), `labels` (how many features have one, and the first), `metadata`.
 
     Raises:
       InputError: as `sae_jax.load`, NaN weights apart.
@@ -51,6 +53,10 @@ def inspect(path: str | Path) -> dict[str, Any]:
         },
         "encoder_decoder_cosine": _cosine(latents, lengths),
         "log_sparsity": _sparsity(loaded.log_sparsity),
+        "labels": {
+            "count": len(loaded.labels),
+            "first": {str(feature): label for feature, label in [*loaded.labels.items()][:FIRST_LABELS]},
+        },
         "metadata": loaded.metadata,
     }
 

@@ -3,7 +3,8 @@
 import csv
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 from zipfile import BadZipFile
@@ -17,7 +18,7 @@ from sae_jax.endings import DIVERGED, DROPPED, counted
 from sae_jax.grid import Grid, members
 from sae_jax.metrics.stability import Stability, stability
 from sae_jax.seeds import Interval, Settings, interval, of_pairs, settings
-from sae_jax.trained import TrainedSAE
+from sae_jax.trained import About, TrainedSAE
 
 COLUMNS = ("loss", "mse", "l0", "explained_variance", "dead_fraction")
 """Metrics in the table, in order, between the hyper-parameters and the status."""
@@ -27,6 +28,8 @@ WHERE_KNOWN = (
 )  # fmt: skip
 """More of them, where the features of the data are known or seeds were held against each other."""
 MORE_IS_BETTER = {"explained_variance", *WHERE_KNOWN} - {"hedging", "absorption"}
+MOST_MATCHING = 1e12
+"""Of `SweepResult.matching`; five seeds of 4,096 latents are .7e12 and took 20 s on two cores."""
 
 
 class Part(NamedTuple):
@@ -42,12 +45,20 @@ class Part(NamedTuple):
     """What a member goes through as it is taken, such as the folding of a normalisation; None for nothing."""
     density: np.ndarray | None = None
     """How often each latent fires, [members, d_sae], where it was measured."""
+    labels: Sequence[Mapping[int, str]] = ()
+    """What features are called, of each of them; empty where there are no labels."""
 
     def trained(self, place: int) -> TrainedSAE:
         """The member at that place of this part."""
         params = {name: leaf[place] for name, leaf in self.params.items()}
         trained = TrainedSAE(self.sae(place), params)
-        return trained if self.finish is None else self.finish(trained)
+        trained = trained if self.finish is None else self.finish(trained)
+        about = trained.about
+        if self.density is not None:
+            about = about._replace(log_sparsity=log_sparsity(self.density[place]))
+        if self.labels:
+            about = about._replace(labels=self.labels[place])
+        return replace(trained, about=about)
 
 
 class SweepResult(NamedTuple):
@@ -181,6 +192,18 @@ class SweepResult(NamedTuple):
             for place, index in enumerate(part.members.tolist()):
                 live[index] = live[index] if part.density is None else part.density[place] > 0
         return stability(rows, among.members, live, threshold, others)
+
+    @property
+    def matching(self) -> float:
+        """The work of `stability`: the cube of d_sae for each pair of members."""
+        partners = {
+            index: min(len(rows) - 1, 16) / 2 for rows in self.settings.members for index in rows.tolist()
+        }
+        return sum(
+            partners[index] * part.params["W_dec"].shape[1] ** 3
+            for part in self.parts
+            for index in part.members.tolist()
+        )
 
     def dictionaries(self) -> list[np.ndarray]:
         """Each member's decoder rows [d_sae, d_in], a crosscoder's sources side by side; NaN if it diverged.
@@ -392,10 +415,27 @@ class SweepResult(NamedTuple):
         return f"SweepResult({told}; {int(self.sound.sum())} ok)"
 
 
+NEVER = 1e-10
+"""What is added to a density before its logarithm, as SAELens does."""
+
+
+def log_sparsity(density: np.ndarray) -> np.ndarray:
+    """Densities as SAELens writes them, log10(density + 1e-10)."""
+    return np.log10(density + NEVER).astype(np.float32)
+
+
+def density_of(log_sparsity: np.ndarray) -> np.ndarray:
+    """The densities that `log_sparsity` was made of; one of at most 1e-10 is 0."""
+    density = np.power(10, np.asarray(log_sparsity, np.float64)) - NEVER
+    return np.where(density > NEVER, density, 0)
+
+
 def _member(path: Path) -> TrainedSAE:
     """As `load`, but a member that diverged may have NaN weights."""
     _, loaded = formats.read(path)
-    return TrainedSAE(loaded.sae, {name: jnp.asarray(leaf) for name, leaf in loaded.params.items()})
+    params = {name: jnp.asarray(leaf) for name, leaf in loaded.params.items()}
+    about = About(log_sparsity=loaded.log_sparsity, labels=loaded.labels)
+    return TrainedSAE(loaded.sae, params, about)
 
 
 def join(results: Sequence[SweepResult], labels: Sequence[dict[str, str | int]]) -> SweepResult:
@@ -475,11 +515,17 @@ def _parts(trained: dict[int, TrainedSAE]) -> tuple[Part, ...]:
     for index, (_, params) in trained.items():
         alike = tuple((name, leaf.shape, str(leaf.dtype)) for name, leaf in params.items())
         groups.setdefault(alike, []).append(index)
-    return tuple(
-        Part(
-            lambda place, group=group: trained[group[place]].sae,
-            {name: np.stack([trained[i].params[name] for i in group]) for name in trained[group[0]].params},
-            np.array(group),
-        )
-        for group in groups.values()
+    return tuple(_part({index: trained[index] for index in group}) for group in groups.values())
+
+
+def _part(trained: dict[int, TrainedSAE]) -> Part:
+    """Members that are alike in names, shapes and dtypes."""
+    each = list(trained.values())
+    rates = [one.about.log_sparsity for one in each if one.about.log_sparsity is not None]
+    return Part(
+        lambda place: each[place].sae,
+        {name: np.stack([one.params[name] for one in each]) for name in each[0].params},
+        np.array(list(trained)),
+        density=density_of(np.stack(rates)) if len(rates) == len(each) else None,
+        labels=[one.about.labels for one in each] if any(one.about.labels for one in each) else (),
     )

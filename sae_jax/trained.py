@@ -1,7 +1,7 @@
 """An SAE together with its weights."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import MappingProxyType
@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from sae_jax import card, formats, hub
+from sae_jax import labels as beside
 from sae_jax.base import SAE, Params, require
 from sae_jax.formats import saelens
 
@@ -28,6 +29,8 @@ class About(NamedTuple):
     """log10 of how often each latent was active, [d_sae]."""
     origin: str | None = None
     """Of what is from the Hugging Face hub, its address: `hf://user/repo@commit/path`, which `load` takes."""
+    labels: Mapping[int, str] = MappingProxyType({})
+    """What people call features, by number, from the `labels.json` of its folder."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,27 @@ class TrainedSAE:
         """Reconstruction of `x`."""
         return self.decode(self.encode(x), x)
 
+    def labelled(self, labels: Mapping[int, str] | Callable[[int], str | None]) -> "TrainedSAE":
+        """The same SAE with these labels, in place of those that it had.
+
+        Args:
+          labels: by feature; or a function of a feature's number, which gives None for no label. From the
+            contexts in which features are active, `features.labelling.from_function` makes them.
+
+        Raises:
+          InputError: a feature that does not exist, a label that is empty, no text or longer than 1,000
+            characters, or whatever the function raises, with the feature's number.
+
+        Example:
+          >>> trained.labelled({**trained.about.labels, 12: "animals"}).save("sae/")
+        """
+        d_sae = self.sae.config["d_sae"]
+        if isinstance(labels, Mapping):
+            found = beside.checked(labels.items(), d_sae, "labels")
+        else:
+            found = beside.asked(range(d_sae), labels, d_sae)
+        return replace(self, about=self.about._replace(labels=found))
+
     def save(self, path: str | Path, format: str = "saelens", *, lossy: bool = False) -> list[str]:
         """Write it in any of the known formats; see docs/formats.md for what each can hold.
 
@@ -84,7 +108,8 @@ class TrainedSAE:
         """
         return formats.write(
             path, self.sae, self.params, format,
-            metadata=self.about.metadata, log_sparsity=self.about.log_sparsity, lossy=lossy,
+            metadata=self.about.metadata, log_sparsity=self.about.log_sparsity, labels=self.about.labels,
+            lossy=lossy,
         )  # fmt: skip
 
     def push_to_hub(
@@ -122,15 +147,15 @@ class TrainedSAE:
             architecture = formats.Place(folder).json(saelens.CONFIG)["architecture"]
             cards = {
                 path: card.of_sae(
-                    repo_id, path, self.sae, self.params, self.about.metadata, metrics,
+                    repo_id, path, self.sae, self.params, self.about.metadata, self.about.labels, metrics,
                     opens_in_saelens=not architecture.startswith(saelens.OURS),
                 )
             }  # fmt: skip
             if path:
                 cards[""] = card.of_repository(repo_id)
             return hub.push(
-                folder, repo_id, path, cards=cards, without=(saelens.SPARSITY,), private=private,
-                revision=revision, message=message,
+                folder, repo_id, path, cards=cards, without=(saelens.SPARSITY, beside.NAME),
+                private=private, revision=revision, message=message,
             )  # fmt: skip
 
 
@@ -197,4 +222,5 @@ def _read(path: Path, origin: str | None) -> TrainedSAE:
         bad = int(np.isnan(values.astype(np.float32)).sum())
         require(bad == 0, f"{path}: {leaf} has {bad} NaN of {values.size} values")
     params = {leaf: jnp.asarray(values) for leaf, values in loaded.params.items()}
-    return TrainedSAE(loaded.sae, params, About(name, loaded.metadata, loaded.log_sparsity, origin))
+    about = About(name, loaded.metadata, loaded.log_sparsity, origin, loaded.labels)
+    return TrainedSAE(loaded.sae, params, about)

@@ -524,6 +524,15 @@ def test_a_second_push_replaces_the_first(remote, client):
     assert trained(2).push_to_hub("user/new", metrics={"l0": 2.0}).origin
 
 
+def test_labels_are_pushed_and_come_back(remote, client):
+    client(HF_TOKEN="writer")
+    trained(2).labelled({3: "animals"}).push_to_hub("user/new", "layer_1")
+    assert sae_jax.load("user/new", "layer_1").about.labels == {3: "animals"}
+    assert "1 of 7 features have a label" in card_of(remote, "user/new", "layer_1/README.md")
+    trained(2).push_to_hub("user/new", "layer_1")
+    assert sae_jax.load("user/new", "layer_1").about.labels == {}
+
+
 def test_a_branch_is_made(remote, client):
     client(HF_TOKEN="writer")
     trained(1).push_to_hub("user/new")

@@ -12,7 +12,7 @@ from flax import nnx
 
 import sae_jax
 from sae_jax.base import InputError
-from sae_jax.language_models import PADDING, Site, contexts, nnx_capture, torch_hooks
+from sae_jax.language_models import PADDING, Site, contexts, nnx_capture, torch_hooks, unembedding, words
 
 VOCABULARY, CONTEXT = 48, 12
 SMALL = {"vocab_size": VOCABULARY, "bos_token_id": 1, "eos_token_id": 2}
@@ -22,6 +22,16 @@ KINDS = {
     "llama": (
         "LlamaForCausalLM",
         {**SHAPE, "intermediate_size": 64, "max_position_embeddings": 16, "num_key_value_heads": 2},
+    ),
+    "gemma": (
+        "GemmaForCausalLM",
+        {
+            **SHAPE,
+            "intermediate_size": 64,
+            "max_position_embeddings": 16,
+            "head_dim": 8,
+            "num_key_value_heads": 2,
+        },
     ),
     "bert": ("BertForMaskedLM", {**SHAPE, "intermediate_size": 64, "max_position_embeddings": 16}),
     "falcon": ("FalconForCausalLM", {**SHAPE, "parallel_attn": True}),
@@ -716,3 +726,48 @@ def test_what_does_not_fit_an_nnx_model_is_refused(model, full):
     )
     message = r"the edit at layers\.0 must return \[3, 12, 16\], got \[3, 12\]"
     refused(lambda: spliced(full, lambda x: x[..., 0]), message)
+
+
+@pytest.mark.parametrize(
+    ("kind", "norm", "one_more"),
+    [("gpt2", "transformer.ln_f", False), ("llama", "model.norm", False), ("gemma", "model.norm", True)],
+)
+def test_the_unembedding_has_the_scale_of_the_last_norm(folder, kind, norm, one_more):
+    import torch
+
+    model = torch_hooks.load(folder(kind))
+    last = model.get_submodule(norm)
+    with torch.no_grad():
+        last.weight.uniform_(0.5, 2)
+    scale = last.weight.detach().numpy() + one_more
+    expected = model.get_output_embeddings().weight.detach().numpy().T * scale[:, None]
+    np.testing.assert_allclose(unembedding(model), expected, rtol=2e-5, atol=1e-7)
+    # what it says of a direction is what the model does: between two tokens, the spread of the norm aside
+    x, v = torch.randn(2, 32)
+    v -= v.mean()
+    with torch.no_grad():
+        before, after = (model.get_output_embeddings()(last((x * 0 + each)[None]))[0] for each in (v, -v))
+    added = (before - after).numpy() / 2
+    ours = v.numpy() @ unembedding(model)
+    np.testing.assert_allclose(added / np.linalg.norm(added), ours / np.linalg.norm(ours), atol=1e-4)
+
+
+def test_a_model_without_output_weights_writes_no_logits(folder):
+    model = torch_hooks.load(folder("t5")).encoder
+    with pytest.raises(InputError, match="no output weights"):
+        unembedding(model)
+
+
+@pytest.mark.parametrize(("name", "space"), [("bytes", "Ġ"), ("sentencepiece", "▁")])
+def test_words_keep_the_space_before_them(name, space):
+    import tokenizers
+    import transformers
+
+    vocabulary = {f"{space}the": 0, "cat": 1, "<unk>": 2, "Ã": 3}
+    model = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, [], unk_token="<unk>"))
+    decoders = tokenizers.decoders
+    model.decoder = decoders.ByteLevel() if name == "bytes" else decoders.Metaspace()
+    word = words(transformers.PreTrainedTokenizerFast(tokenizer_object=model))
+    assert (word(0), word(1)) == (" the", "cat")
+    assert word(99) == "#99"
+    assert word(-5) == "#-5"

@@ -14,12 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import sae_jax
+from sae_jax.features import Context
 from sae_jax.language_models import nnx_capture
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 sys.path.append(str(EXAMPLES))
 
-from lm import byte_pairs, corpus, features, ngram, page, training  # noqa: E402
+from lm import byte_pairs, corpus, ngram, page, training  # noqa: E402
 from lm.model import OneLayer  # noqa: E402
 
 TEXTS = st.lists(st.text(st.sampled_from("abc \n_1.=é\t") | st.characters(codec="utf-8"), max_size=40))
@@ -176,35 +177,28 @@ def test_held_out_predicts_each_token_from_those_before_it(model, logits):
 # --- features
 
 
-def test_strongest_contexts_are_those_of_a_sort():
-    rows = np.random.default_rng(0).normal(size=(12 * 8, 5)).astype(np.float32)
-    found = features.strongest(lambda x: jnp.maximum(x, 0), iter(np.split(rows, 3)), context=8, shown=4)
-    by_context = rows.reshape(12, 8, 5)
-    for feature in range(5):
-        best = np.argsort(-by_context[:, :, feature].max(axis=1))[:4]
-        np.testing.assert_allclose(found.values[feature], by_context[best, :, feature].max(axis=1))
-        at = best * 8 + by_context[best, :, feature].argmax(axis=1)
-        assert found.rows[feature].tolist() == at.tolist()
-    assert found.fired.tolist() == (rows > 0).sum(axis=0).tolist()
+def context(before, token, after, peak=1.0):
+    """One of these tokens, the feature strongest on the middle one."""
+    values = [0.0] * len(before) + [peak] + [0.0] * len(after)
+    return Context(0, (*before, token, *after), tuple(values), len(before))
 
 
-def test_a_context_is_shown_once_and_ends_where_it_ends():
-    tokens = np.frombuffer(b"abcdabcdxyzw", np.uint8).astype(np.int32)
-    found = features.Strongest(np.array([[3.0, 2.0, 1.0, 0.0]]), np.array([[1, 5, 11, 0]]), np.array([3]))
-    spelling = [bytes([byte]) for byte in range(256)]
-    shown = features.contexts_of(found, 0, tokens, 4, spelling)
-    assert shown == [features.Shown(3.0, "a", "b", "cd"), features.Shown(1.0, "xyz", "w", "")]
+def test_a_context_that_reads_like_another_is_shown_once():
+    first = context("abcd", "e", "fg", 3.0)
+    alike = context("xbcd", "e", "fg", 2.0)
+    other = context("abcx", "e", "fg", 1.0)
+    assert page.read_differently([first, alike, other]) == [first, other]
+    # one that begins later has other tokens before it, even where what is left is the same
+    assert len(page.read_differently([context("b", "c", "d"), context("", "b", "cd")])) == 2
 
 
 def test_what_contexts_share_is_found_by_the_rule_alone():
-    def shown(before, token, after):
-        return features.Shown(1.0, before, token, after)
-
-    other = [shown("a", "b", "c"), shown("d", "e", "f")]
-    assert "on `self`" in page.evident([shown(f"{i} ", " self", f"{i}") for i in range(8)] + other)
-    assert "after `def`" in page.evident([shown("x def", f" {i}", f"{i}") for i in range(8)] + other)
-    assert page.evident([shown(f"{i}", " self", f"{i}") for i in range(7)] + other + other[:1]) is None
-    assert page.evident([shown("", "self", "")] * 9) is None, "nine contexts are not ten"
+    other = [context(["a"], "b", ["c"]), context(["d"], "e", ["f"])]
+    assert "on `self`" in page.evident([context([f"{i} "], " self", [f"{i}"]) for i in range(8)] + other)
+    defined = [context(["x", " def"], f" {i}", [f"{i}"]) for i in range(8)]
+    assert "after `def`" in page.evident(defined + other)
+    assert page.evident([context([f"{i}"], " self", [f"{i}"]) for i in range(7)] + other + other[:1]) is None
+    assert page.evident([context([], "self", [])] * 9) is None, "nine contexts are not ten"
 
 
 # --- the whole
@@ -240,6 +234,7 @@ def test_the_whole_leaves_its_model_store_saes_and_pages(example, finished):
     assert (finished / "frontier.png").stat().st_size > 10_000
     for kind in ("features", "neurons"):
         assert "«" in (finished / f"{kind}.md").read_text()
+    assert (finished / "dashboard" / "index.html").is_file()
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from lm.features import Shown
+from sae_jax.features import Context
 
 AGREE, OF = 8, 10
 
@@ -17,10 +17,19 @@ class Feature(NamedTuple):
     """Share of tokens on which it is active."""
     promoted: Sequence[str]
     """The next tokens that it makes likelier, the most first."""
-    contexts: Sequence[Shown]
+    contexts: Sequence[Context]
 
 
-def evident(contexts: Sequence[Shown]) -> str | None:
+def read_differently(contexts: Sequence[Context]) -> list[Context]:
+    """The contexts, but once those that read alike from three tokens before the strongest to two after it."""
+    found = {}
+    for context in contexts:
+        near = context.tokens[max(0, context.place - 3) : context.place + 3]
+        found.setdefault((near, min(context.place, 3)), context)
+    return list(found.values())
+
+
+def evident(contexts: Sequence[Context]) -> str | None:
     """What the strongest contexts have in common, by a rule that asks no reader.
 
     Of the ten strongest that read differently, at least eight agree, case and spaces aside, in the token on
@@ -31,9 +40,9 @@ def evident(contexts: Sequence[Shown]) -> str | None:
     """
     first = contexts[:OF]
     places = {
-        "on": [shown.token for shown in first],
-        "after": [" ".join(shown.before.split()[-1:]) for shown in first],
-        "before": [" ".join(shown.after.split()[:1]) for shown in first],
+        "on": [shown.tokens[shown.place] for shown in first],
+        "after": [" ".join("".join(shown.tokens[: shown.place]).split()[-1:]) for shown in first],
+        "before": [" ".join("".join(shown.tokens[shown.place + 1 :]).split()[:1]) for shown in first],
     }
     for place, words in places.items():
         word, times = Counter(word.strip().lower() or repr(word) for word in words).most_common(1)[0]
@@ -46,10 +55,7 @@ def page(title: str, about: str, found: Sequence[Feature], contexts: int = 10) -
     """Markdown: a block of contexts per feature, the strongest token of each between guillemets."""
     parts = [f"# {title}\n\n{about}"]
     for feature in found:
-        lines = [
-            f"{shown.value:6.2f}  {flat(shown.before)}«{flat(shown.token)}»{flat(shown.after)}"
-            for shown in feature.contexts[:contexts]
-        ]
+        lines = [f"{shown.peak:6.2f}  {flat(shown.text)}" for shown in feature.contexts[:contexts]]
         promoted = "  ".join(flat(token) for token in feature.promoted)
         parts.append(
             f"## {feature.name}\n\nActive on {feature.density:.2%} of tokens; "

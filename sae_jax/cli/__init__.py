@@ -12,13 +12,16 @@ import sae_jax
 from sae_jax.base import InputError
 from sae_jax.cli import (
     conversion,
+    dashboards,
     doctor,
     evaluate,
     harvesting,
     hub,
     inspection,
+    labelling,
     memory,
     planning,
+    reporting,
     training,
     verification,
 )
@@ -55,6 +58,21 @@ def harvest(options: tyro.conf.OmitArgPrefixes[harvesting.Harvest]) -> int:
     return harvesting.run(options)
 
 
+def features_(options: tyro.conf.OmitArgPrefixes[dashboards.Features]) -> int:
+    """Show what each feature of an SAE answers to: its contexts, neighbours, and what it writes."""
+    return dashboards.run(options)
+
+
+def label_(options: tyro.conf.OmitArgPrefixes[labelling.Label]) -> int:
+    """Tell what the features of an SAE are called, or put labels beside it."""
+    return labelling.run(options)
+
+
+def report_(options: tyro.conf.OmitArgPrefixes[reporting.Report]) -> int:
+    """Write the report of a finished run anew, with the dashboards and labels that have come since."""
+    return reporting.run(options)
+
+
 def verify(options: tyro.conf.OmitArgPrefixes[verification.Verify]) -> int:
     """Hold our architectures, or an SAE, against PyTorch; exit 1 where an error passes its bound."""
     return verification.run(options)
@@ -86,6 +104,9 @@ COMMANDS: dict[str, Callable[[Any], int]] = {
     "plan": plan,
     "eval": eval_,
     "harvest": harvest,
+    "features": features_,
+    "label": label_,
+    "report": report_,
     "convert": convert_,
     "inspect": inspect_,
     "push": push_,

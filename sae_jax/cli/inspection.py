@@ -8,9 +8,11 @@ import tyro
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from sae_jax import formats, hub
 from sae_jax.inspection import inspect
+from sae_jax.labels import shown
 
 
 @dataclass
@@ -61,6 +63,12 @@ def _tell(console: Console, found: dict[str, Any]) -> None:
             note = "" if rare is None else f"{rare} under 1e-5"
             table.add_row(label, *(_short(found[name][entry]) for entry in quartiles), note)
     console.print(table)
+    labels = found["labels"]
+    if labels["count"]:
+        table = Table(f"{labels['count']} labels", "", box=box.SIMPLE, padding=(0, 1, 0, 0))
+        for feature, label in labels["first"].items():
+            table.add_row(feature, Text(shown(label)))
+        console.print(table)
     for label in ("config", "metadata"):
         told = {key: value for key, value in found[label].items() if value not in (None, {}, [])}
         if told:

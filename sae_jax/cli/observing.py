@@ -1,4 +1,4 @@
-"""What goes on beside training: the display, the records, and a trace."""
+"""What goes on beside training: the display, the records, the page of `--live`, and a trace."""
 
 import shutil
 from collections.abc import Callable, Iterator
@@ -7,6 +7,7 @@ from typing import Any
 
 from sae_jax import distributed, recording
 from sae_jax.cli.folder import METRICS, Run
+from sae_jax.cli.live import Live
 from sae_jax.cli.profiling import Profile
 from sae_jax.cli.progress import Ticker
 from sae_jax.recording import Recorder
@@ -23,6 +24,7 @@ def observed(
     tensorboard: bool,
     wandb: str | None,
     profile: bool,
+    page: Live,
 ) -> Iterator[Callable[[Look], None]]:
     """Show, record and trace a run; of several processes only the first does.
 
@@ -35,6 +37,7 @@ def observed(
       tensorboard: whether to write its files.
       wandb: a project of Weights & Biases, or None.
       profile: whether to trace.
+      page: what `--live` serves.
 
     Yields:
       What is to be called between chunks of steps.
@@ -55,6 +58,8 @@ def observed(
         writers.append(recording.wandb(wandb, run.out, asked["members"], asked))
     with ExitStack() as stack:
         shows = [ticker.show, stack.enter_context(Recorder(writers)).show]
+        if page.serves:
+            shows.append(page.show)
         if profile:
             shows.append(stack.enter_context(Profile(run.out / "profile", ticker.say)).show)
 

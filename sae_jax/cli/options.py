@@ -117,6 +117,13 @@ class Training:
     """Send curves to a project of Weights & Biases, too."""
     profile: bool = False
     """Trace some seconds of training, for xprof or Perfetto."""
+    live: bool = False
+    """Show the run in a browser while it trains, by a page that this command serves."""
+    live_port: MaybeCount = None
+    """Where the page is served, 0 for any port that is free. Default: 8765."""
+    live_host: Annotated[str | None, _left_out("ADDRESS")] = None
+    """An address of this machine at which others reach the page: whoever reaches it sees the run. Default:
+    127.0.0.1, this machine alone."""
     quiet: bool = False
     """No progress, no table."""
     as_json: Annotated[bool, tyro.conf.arg(name="json", help="print the result as JSON on stdout")] = False

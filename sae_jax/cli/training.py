@@ -22,6 +22,7 @@ from sae_jax.architectures import find
 from sae_jax.base import require
 from sae_jax.cli import doctor, folder, memory, throughput
 from sae_jax.cli.jobs import Job, prepare
+from sae_jax.cli.live import Live, served
 from sae_jax.cli.observing import observed
 from sae_jax.cli.options import Training
 from sae_jax.cli.processes import joined
@@ -29,8 +30,9 @@ from sae_jax.cli.progress import StopSignals, Ticker, counted, summary
 from sae_jax.endings import Patience
 from sae_jax.metrics.stability import Stability
 from sae_jax.program import arguments_of
-from sae_jax.result import SweepResult
+from sae_jax.result import MOST_MATCHING, SweepResult
 from sae_jax.sweep import Look, request_all, sweep, sweep_all
+from sae_jax.synthetic.tokens import SEED_TOKENS
 from sae_jax.train import Saving, Stopped
 from sae_jax.trained import TrainedSAE
 
@@ -40,8 +42,6 @@ EACH_ITS_OWN = ("hosts", "quiet", "as_json")
 WRITTEN = "sweep.json, metrics.csv, metrics.jsonl, history.npz, frontier.png, report.html"
 WHOSE = {"all": "every member's weights", "frontier": "the frontier's weights", "none": "no weights"}
 """By what `--save` says."""
-MOST_MATCHING = 1e12
-"""Of `_matching`; five seeds of 4,096 latents are .7e12 and took 20 s on two cores."""
 
 
 def sweep_command(options: Training) -> int:
@@ -91,8 +91,9 @@ def _execute(command: str, options: Training, job: Job, whole: Path | None = Non
     shared = {name: str(value) for name, value in vars(options).items() if name not in EACH_ITS_OWN}
     distributed.agree({**shared, **asked})
     out = _chosen(options)
+    page_tells = {"command": _command(), "data": _told(options), "folder": str(out.absolute())}
     # to the last word: a run that is finished does not end by a signal
-    with StopSignals() as signals:
+    with StopSignals() as signals, served(options, command, job, asked, page_tells, signals) as page:
         with (
             memory.explained(job, options.members_at_once, _devices(options), _axes(options)),
             folder.claim(out, asked, overwrite=options.overwrite, resume=options.resume) as run,
@@ -100,14 +101,19 @@ def _execute(command: str, options: Training, job: Job, whole: Path | None = Non
         ):
             if run.finished:
                 ticker.say(f"{out} is finished already: there is nothing to resume")
+                page.end("finished", report=run.out / "report.html")
                 if options.as_json:
                     print(json.dumps(_as_json(SweepResult.load(out), out, run.about()), indent=2))
                 return 0
+            if page.serves:
+                ticker.say(page.where)
             began = time.monotonic()
             try:
-                result = _train(job, options, run, ticker, signals, asked)
+                result = _train(job, options, run, ticker, signals, asked, page)
             except Stopped:
-                ticker.say(f"stopped at {ticker.share:.0%}; go on with: {_again(whole or out)}")
+                stopped = f"stopped at {ticker.share:.0%}; go on with: {_again(whole or out)}"
+                ticker.say(stopped)
+                page.end("stopped", stopped)
                 return signals.exit_status
             if not distributed.first():
                 return 0
@@ -117,6 +123,7 @@ def _execute(command: str, options: Training, job: Job, whole: Path | None = Non
             save = options.save or ("all" if about["members"] <= SAVE_ALL_UP_TO else "frontier")
             write = partial(_write, result, save, about, job, found)
             run.publish(write, keep_checkpoints=options.keep_best_checkpoints > 0)
+            page.end("finished", report=run.out / "report.html")
         share = throughput.share_of_peak(ticker.meter, result, _devices(options))
         rates = throughput.told(about["members_per_second"], ticker.meter.rows_per_second, share)
         wrote = f"wrote {out}/: {WRITTEN} and {WHOSE[save]}"
@@ -128,7 +135,7 @@ def _between_seeds(result: SweepResult, ticker: Ticker) -> Stability | None:
     """How far seeds agree, where there are several and it takes no minutes."""
     if not result.settings.repeated:
         return None
-    if _matching(result) > MOST_MATCHING:
+    if result.matching > MOST_MATCHING:
         ticker.say(
             "features are not matched between seeds: it would take minutes; result.stability() does it"
         )
@@ -181,6 +188,7 @@ def _train(
     ticker: Ticker,
     signals: StopSignals,
     asked: dict[str, Any],
+    page: Live,
 ) -> SweepResult:
     saving = Saving(
         run.checkpoints,
@@ -190,7 +198,7 @@ def _train(
         ticker.say,
     )
     watching = {"tensorboard": options.tensorboard, "wandb": options.wandb, "profile": options.profile}
-    with observed(ticker, run, asked, resume=options.resume, **watching) as show:
+    with observed(ticker, run, asked, resume=options.resume, page=page, **watching) as show:
 
         def look(seen: Look) -> bool:
             show(seen)
@@ -214,18 +222,6 @@ def _train(
     return result.finished(lambda one: TrainedSAE(*normalise.fold(one.sae, one.params, job.normalisation)))
 
 
-def _matching(result: SweepResult) -> float:
-    """The work of holding seeds against each other: the cube of d_sae for each pair of members."""
-    partners = {
-        index: min(len(rows) - 1, 16) / 2 for rows in result.settings.members for index in rows.tolist()
-    }
-    return sum(
-        partners[index] * part.params["W_dec"].shape[1] ** 3
-        for part in result.parts
-        for index in part.members.tolist()
-    )
-
-
 def _write(
     result: SweepResult, save: str, about: dict[str, Any], job: Job, found: Stability | None, target: Path
 ) -> None:
@@ -241,9 +237,10 @@ def _write(
 def _about(command: str, options: Training, asked: dict[str, Any], seconds: float) -> dict[str, Any]:
     """What `sweep.json` tells."""
     return {
-        "command": shlex.join(["sae-jax", *sys.argv[1:]]),
+        "command": _command(),
         "kind": command,
         "data": _told(options),
+        **({} if options.world is None else {"world": _world(options)}),
         "members": asked["members"],
         "steps": asked["steps"],
         "seconds": round(seconds, 3),
@@ -253,9 +250,19 @@ def _about(command: str, options: Training, asked: dict[str, Any], seconds: floa
     }
 
 
+def _command() -> str:
+    return shlex.join(["sae-jax", *sys.argv[1:]])
+
+
 def _name(options: Training) -> str:
     """What a folder is called after."""
     return options.world or ("tokens" if options.data is None else Path(options.data).stem)
+
+
+def _world(options: Training) -> dict[str, Any]:
+    """What makes the world anew: the arguments of `jobs.world`."""
+    arguments = list(itertools.chain(*options.world_args))
+    return {"name": options.world, "arguments": arguments, "data_seed": options.data_seed}
 
 
 def _told(options: Training) -> str:
@@ -263,7 +270,7 @@ def _told(options: Training) -> str:
     if options.world is not None:
         return " ".join([f"the world {options.world}", *itertools.chain(*options.world_args)])
     if options.data is None:
-        return "the seed's tokens"
+        return SEED_TOKENS
     where = options.data if "://" in options.data else str(Path(options.data).absolute())
     return where if options.site is None else f"{where}, {options.site}"
 

@@ -1,11 +1,14 @@
 """Weight formats, one file each, and the one place that knows them all."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
+from sae_jax import labels as beside
 from sae_jax.architectures import TABLE
 from sae_jax.base import SAE, InputError, Params, require
 from sae_jax.folds import fold_decoder_norms, plain
@@ -51,7 +54,7 @@ def read(path: str | Path) -> tuple[str, Loaded]:
       path: a folder or file.
 
     Returns:
-      The name of its format, and what it holds.
+      The name of its format, and what it holds, with the `labels.json` of its folder.
 
     Raises:
       InputError: nothing there, no known format (what was looked for, and what is there), several SAEs, or a
@@ -67,7 +70,8 @@ def read(path: str | Path) -> tuple[str, Loaded]:
             return read(*below.values())
         raise InputError(_unknown(place, below))
     try:
-        return name, described.restored(FORMATS[name].read(place))
+        loaded = described.restored(FORMATS[name].read(place))
+        return name, loaded._replace(labels=_labels(place, loaded.sae))
     except InputError as error:
         # what a file says may be quoted, and be as long as the file
         reason = " ".join(str(error).split())[:LONGEST_MESSAGE]
@@ -81,6 +85,17 @@ def read(path: str | Path) -> tuple[str, Loaded]:
 def recognise(place: Place) -> str | None:
     """The name of the format that a file or folder is in; None where it is in none."""
     return next((name for name, one in FORMATS.items() if one.recognise(place)), None)
+
+
+def home(path: str | Path) -> Path | None:
+    """The folder that is one SAE's own, where its `labels.json` lies; None of a file among others.
+
+    Args:
+      path: of the SAE: the folder, or the file in it.
+    """
+    place = Place(path)
+    own = not place.is_file or recognise(Place(place.folder)) is not None
+    return place.folder if own else None
 
 
 def inside(folder: str | Path) -> dict[str, Path]:
@@ -116,6 +131,7 @@ def write(
     *,
     metadata: Mapping[str, Any] | None = None,
     log_sparsity: np.ndarray | None = None,
+    labels: Mapping[int, str] = MappingProxyType({}),
     lossy: bool = False,
 ) -> list[str]:
     """Write an SAE in one of the known formats.
@@ -130,6 +146,7 @@ def write(
       format: a key of `FORMATS`.
       metadata: of the model, site and training, as `read` gives it.
       log_sparsity: log10 of how often each latent was active, [d_sae].
+      labels: what features are called, by number; `labels.json` where the SAE has a folder of its own.
       lossy: write it even if the format cannot hold all that features and reconstructions depend on.
 
     Returns:
@@ -148,16 +165,25 @@ def write(
         lossy or not form.lost,
         f"{format} cannot hold this SAE; it would lose {', and '.join(form.lost)} (--lossy goes on without)",
     )
-    _put(Path(path), form)
-    untold = [] if known.keeps_metadata else ["how it was trained, and on what"]
-    return [*form.lost, *untold]
-
-
-def _put(path: Path, form: Form) -> None:
-    """Every file written beside its place first, so that a full disk leaves what was there."""
-    name = next(iter(form.files))
+    path, name = Path(path), next(iter(form.files))
     single = len(form.files) == 1 and path.suffix == Path(name).suffix and not path.is_dir()
     files = {path: form.files[name]} if single else {path / name: put for name, put in form.files.items()}
+    own = not single and not known.several
+    if own:
+        files[path / beside.NAME] = partial(beside.write, labels=labels) if labels else None
+    _put(files)
+    untold = [] if known.keeps_metadata else ["how it was trained, and on what"]
+    unnamed = ["what its features are called"] if labels and not own else []
+    return [*form.lost, *untold, *unnamed]
+
+
+def _labels(place: Place, sae: SAE) -> Mapping[int, str]:
+    file = place.folder / beside.NAME
+    return beside.read(file, sae.config["d_sae"]) if file.is_file() and home(place.path) else {}
+
+
+def _put(files: Mapping[Path, Callable[[Path], None] | None]) -> None:
+    """Every file written beside its place first, so that a full disk leaves what was there."""
     stages: dict[Path, Path] = {}
     try:
         for file, put in files.items():
@@ -196,4 +222,16 @@ def _content(place: Place, name: str) -> str:
     return f" ({', '.join(keys[:8]) or 'nothing'}{', ...' if len(keys) > 8 else ''})"
 
 
-__all__ = ["FORMATS", "Form", "Format", "Loaded", "Place", "inside", "read", "recognise", "several", "write"]
+__all__ = [
+    "FORMATS",
+    "Form",
+    "Format",
+    "Loaded",
+    "Place",
+    "home",
+    "inside",
+    "read",
+    "recognise",
+    "several",
+    "write",
+]

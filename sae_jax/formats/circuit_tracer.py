@@ -157,5 +157,10 @@ def _metadata(place: Place, name: str) -> dict[str, Any]:
 
 
 FORMAT = Format(
-    "circuit-tracer (layer_i.safetensors, config.yaml)", recognise, read, form, keeps_metadata=True
+    "circuit-tracer (layer_i.safetensors, config.yaml)",
+    recognise,
+    read,
+    form,
+    keeps_metadata=True,
+    several=True,
 )

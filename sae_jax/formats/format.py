@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -24,6 +25,8 @@ class Loaded(NamedTuple):
     under the format's name, so that it can be written back."""
     log_sparsity: np.ndarray | None = None
     """log10 of how often each latent was active, [d_sae], where the file tells it."""
+    labels: Mapping[int, str] = MappingProxyType({})
+    """What features are called, by number; `formats.read` puts them in."""
 
 
 class Form(NamedTuple):
@@ -47,6 +50,8 @@ class Format(NamedTuple):
     """Takes what `folds.plain` made: untied, nothing rescaled, no leaf that only training needs."""
     keeps_metadata: bool
     """Whether it has a place for `metadata`."""
+    several: bool = False
+    """Whether a folder holds several SAEs, each a file."""
 
 
 def fitted(sae: SAE, tensors: Tensors, where: str) -> Params:

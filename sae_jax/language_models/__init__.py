@@ -3,6 +3,8 @@
 from sae_jax.language_models import nnx_capture, torch_hooks
 from sae_jax.language_models.site import Site
 from sae_jax.language_models.text import PADDING, Contexts, contexts, from_tokens, read_texts
+from sae_jax.language_models.unembedding import unembedding
+from sae_jax.language_models.words import words
 
 __all__ = [
     "PADDING",
@@ -13,4 +15,6 @@ __all__ = [
     "nnx_capture",
     "read_texts",
     "torch_hooks",
+    "unembedding",
+    "words",
 ]

@@ -5,6 +5,9 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
+SEED_TOKENS = "the seed's tokens"
+"""What a run calls them."""
+
 
 class Tokens(NamedTuple):
     """Named rows of activations, and what each feature that should be found is active on."""

@@ -1,46 +1,16 @@
 """What passes from the inputs through neurons and SAE features to the outputs."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from sae_jax.base import SAE, Params, require
+from sae_jax.features.circuit import Circuit, Edge, Node
 from sae_jax.target_models.perceptron import Perceptron
 
-LAYERS = ("inputs", "hidden", "features", "outputs")
-
-
-class Node(NamedTuple):
-    """An input, a neuron, an SAE feature or an output."""
-
-    name: str
-    layer: int
-    """Its place in `LAYERS`."""
-    activation: float
-    """Its mean over the rows; an output's is its mean logit."""
-
-
-class Edge(NamedTuple):
-    """What one node adds to another, on average over the rows."""
-
-    source: int
-    """A place in `Circuit.nodes`."""
-    target: int
-    weight: float
-
-
-class Circuit(NamedTuple):
-    """A network and the SAE in it as a graph; see `circuit`."""
-
-    nodes: tuple[Node, ...]
-    edges: tuple[Edge, ...]
-
-    def layer(self, layer: int) -> list[int]:
-        """The places of the nodes of one layer."""
-        return [place for place, node in enumerate(self.nodes) if node.layer == layer]
+LAYERS = ("inputs", "neurons", "SAE features", "outputs")
 
 
 def circuit(
@@ -103,4 +73,4 @@ def circuit(
         for layer, matrix in enumerate(weights)
         for (i, j), weight in np.ndenumerate(means[layer][:, None] * np.asarray(jnp.asarray(matrix), float))
     )
-    return Circuit(nodes, edges)
+    return Circuit(nodes, edges, LAYERS)

@@ -8,7 +8,7 @@ function themed(layout) {
   return {
     margin: {l: 8, r: 8, t: 32, b: 8},
     modebar: {bgcolor: "rgba(0,0,0,0)", color: quiet, activecolor: ink},
-    legend: {orientation: "h", y: -0.25, font: {size: 11}},
+    legend: {orientation: "h", yref: "container", y: 0, yanchor: "bottom", font: {size: 11}},
     dragmode: touch ? false : "zoom",
     showlegend: false,
     ...layout,
