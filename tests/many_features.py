@@ -104,3 +104,7 @@ def main() -> None:
     if not options.look:
         looked_at(*made(options.out, options.rows, options.d_in, options.features), page)
     opened(page / "index.html", options.features)
+
+
+if __name__ == "__main__":
+    main()

@@ -13,6 +13,7 @@ Configuration:
 
 import json
 import os
+import resource
 import shlex
 import shutil
 import subprocess
@@ -30,7 +31,8 @@ from sphinx.util import logging
 HERE = Path(__file__).parent
 LONGEST = 900  # seconds of a page or an example
 ALONE = ("benchmark_table",)
-"""What measures time waits until all else has run."""
+"""What measures time waits until all else has run, and has threads and compilation as they are by default."""
+MOST = 8  # side by side: each takes about a gigabyte
 SHOWN = ("*.png", "*.inc")
 say = logging.getLogger(__name__)
 
@@ -102,16 +104,16 @@ def environment(app: Sphinx) -> dict[str, str]:
 
 
 def run(job: Job, folder: Path, environment: dict[str, str]) -> dict[str, Any]:
-    """Run one: how long it took, what it said last, and what failed of it, as a line and words."""
+    """Run one: how long it took, what it printed, and what failed of it, as a line and words."""
     began = time.perf_counter()
     try:
         done = subprocess.run(
             job.words, cwd=folder, env=environment, capture_output=True, text=True, timeout=LONGEST
         )
-        said, status = (done.stdout + done.stderr).strip()[-2000:], done.returncode
+        printed, said, status = done.stdout.strip(), done.stdout + done.stderr, done.returncode
     except subprocess.TimeoutExpired:
-        said, status = f"not done after {LONGEST} seconds", 1
-    found = {"said": said, "failed": (1, said) if status else None}
+        printed, said, status = "", f"not done after {LONGEST} seconds", 1
+    found = {"printed": printed, "failed": (1, said.strip()[-2000:]) if status else None}
     if status == 0 and (folder / "found.json").exists():
         found |= json.loads((folder / "found.json").read_text(encoding="utf-8"))
     return found | {"seconds": time.perf_counter() - began}
@@ -119,21 +121,25 @@ def run(job: Job, folder: Path, environment: dict[str, str]) -> dict[str, Any]:
 
 def execute(app: Sphinx) -> None:
     """Run all of it, as many side by side as there are processors, and warn of what fails."""
+    began = time.perf_counter()
     require_rows(app)
     wanted = jobs(app)
     with TemporaryDirectory() as scratch:
         folders = {job: Path(scratch) / job.name for job in wanted}
         if not lay_out(folders, Path(scratch) / "brought"):
             return
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with ThreadPoolExecutor(min(os.cpu_count() or 1, MOST)) as pool:
             together = [job for job in wanted if job.name not in ALONE]
             done = pool.map(lambda job: run(job, folders[job], environment(app)), together)
             for job, found in zip(together, done, strict=True):
                 tell(job, found)
         for job in wanted:
             if job.name in ALONE:
-                tell(job, run(job, folders[job], environment(app)))
+                tell(job, run(job, folders[job], dict(os.environ)))
             keep(folders[job], app.srcdir / "generated" / job.name)
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    spent = time.perf_counter() - began
+    say.info("ran it all in %.0f s, %.0f s of processors", spent, used.ru_utime + used.ru_stime)
 
 
 def lay_out(folders: dict[Job, Path], inputs: Path) -> bool:
@@ -155,8 +161,8 @@ def tell(job: Job, found: dict[str, Any]) -> None:
     if found["failed"]:
         line, told = found["failed"]
         say.warning("does not run: %s", told, location=f"{job.path}:{line}")
-    elif job.path.parent.name == "makers" and found["said"]:
-        say.info("%s", found["said"].splitlines()[-1])
+    elif job.path.parent.name == "makers" and found["printed"]:
+        say.info("%s", found["printed"])
 
 
 def keep(folder: Path, place: Path) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import shlex
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,16 +21,14 @@ from sae_jax.architectures import describe
 from sae_jax.base import InputError, require
 from sae_jax.cli import doctor, reporting
 from sae_jax.cli.folder import FINISHED
-from sae_jax.cli.lock import LOCK, locked
 from sae_jax.cli.progress import SECONDS_BETWEEN_LINES
+from sae_jax.cli.staging import staged
 from sae_jax.data import Rows, Store, as_float32, is_store, open_rows, open_store, read_array
 from sae_jax.features import circuit_tracer, neuronpedia
 from sae_jax.language_models import torch_hooks
 from sae_jax.result import SweepResult
 from sae_jax.synthetic import seed_tokens
 from sae_jax.trained import TrainedSAE, load
-
-STAGE = ".writing"
 
 
 @dataclass
@@ -104,7 +101,7 @@ def run(options: Features) -> int:
     around = (options.before, options.after) if reading.length > 1 else (0, 0)
     kept = features.Options(options.strongest, options.sample, *around)
     began = time.monotonic()
-    with _claimed(out, options.overwrite) as stage:
+    with staged(out, "index.html", overwrite=options.overwrite) as stage:
         with _showing(console) as show:
             found = features.observe(
                 trained,
@@ -215,38 +212,6 @@ def _folder(options: Features) -> Path:
     path = Path(options.sae)
     require(path.exists(), f"{options.sae} is not a folder of this machine: say where to, --out FOLDER")
     return (path if path.is_dir() else path.parent) / "features"
-
-
-@contextmanager
-def _claimed(out: Path, overwrite: bool) -> Iterator[Path]:
-    """A folder to write into; what is in it takes its place in `out` once all is there, and else is gone."""
-    require(out.is_dir() or not out.exists(), f"{out} is a file, not a folder")
-    new = [path for path in (out, *out.parents) if not path.exists()]
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with locked(out):
-            there = [path for path in out.iterdir() if path.name not in (LOCK, STAGE)]
-            require(
-                overwrite or not there, f"{out} exists and is not empty: --overwrite replaces what is in it"
-            )
-            require(
-                not there or (out / "index.html").exists(),
-                f"{out} holds no dashboard that --overwrite could replace: give another folder",
-            )
-            shutil.rmtree(out / STAGE, ignore_errors=True)
-            (out / STAGE).mkdir()
-            try:
-                yield out / STAGE
-                for path in there:
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
-                for path in (out / STAGE).iterdir():
-                    path.replace(out / path.name)
-            finally:
-                shutil.rmtree(out / STAGE, ignore_errors=True)
-    finally:
-        for path in new:
-            if path.is_dir() and not any(path.iterdir()):
-                path.rmdir()
 
 
 @contextmanager

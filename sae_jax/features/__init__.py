@@ -3,7 +3,8 @@
 from sae_jax.features import circuit_tracer, labelling, neuronpedia
 from sae_jax.features.circuit import Circuit, circuit
 from sae_jax.features.contexts import Context, contexts
-from sae_jax.features.look import Options, Told, look
+from sae_jax.features.keeping import Options
+from sae_jax.features.look import Told, look
 from sae_jax.features.observe import Words, observe
 from sae_jax.features.observed import NONE, Examples, Near, Observed, Passages, Seen, Weighed
 from sae_jax.features.reading import Reading, first, in_memory, of_rows, of_store

@@ -1,11 +1,9 @@
 """One pass over activations: on what each feature is active, how often, how strongly, and in which contexts.
 
-What is kept lies on the device and does not grow: sums, a histogram, and of each feature its strongest
-contexts and a sample of all others, as running top-k. A stretch is encoded, looked at, and gone.
+A stretch is encoded, taken into what is kept, and gone.
 """
 
 import itertools
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -17,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped
 
 from sae_jax.base import SAE, Params, require
 from sae_jax.data.stored import read_ahead
+from sae_jax.features.keeping import Kept, Options, Sums, edges_for, nothing, take_in
 from sae_jax.features.observed import NONE, Examples, Passages, Seen
 from sae_jax.features.reading import Reading, Stretch, stretches, windows
 from sae_jax.features.together import fires_with
@@ -25,37 +24,10 @@ STRETCH_BYTES = 2**29
 """About how large the features of one stretch may be."""
 MOST_AT_ONCE = 2**16
 """Rows."""
-BINS, PER_OCTAVE, ABOVE = 30, 2, 4
-"""Of the histogram: how many, how many to a doubling, how many lie above what the first stretch shows."""
 SAMPLED, SAMPLED_BYTES = 16_384, 2**28
 """Tokens by which it is judged what fires together, and as how many flags of features at most."""
 MOST_OF_A_PASSAGE = 64
 """Rows, where each is a context of its own."""
-ROWS_AT_A_TIME = 8
-"""That the histogram counts, so that they stay in a core's cache: four times as fast as all at once."""
-
-
-class Options(NamedTuple):
-    """How much of each feature is kept."""
-
-    strongest: int = 20
-    """Contexts with the largest activations."""
-    by_chance: int = 32
-    """Contexts of a sample."""
-    before: int = 16
-    """Tokens of a context before the strongest one."""
-    after: int = 8
-    near: int = 10
-    """Features that fire with it."""
-    passages: int = 8
-    """Whole contexts, of all features together."""
-    at_once: int = 24
-    """Features that are shown of a passage."""
-
-    @property
-    def window(self) -> int:
-        """Tokens of a context."""
-        return self.before + 1 + self.after
 
 
 class Told(NamedTuple):
@@ -67,25 +39,6 @@ class Told(NamedTuple):
     """What the compiled step takes of the device's memory, its arguments and results among it."""
     at_once: int
     """Rows of a stretch."""
-
-
-class Kept(NamedTuple):
-    """The contexts kept of each feature."""
-
-    keys: Float[Array, "d_sae kept"]
-    """What decides who stays; -inf where there is no context."""
-    rows: Int[Array, "d_sae kept"]
-    values: Float[Array, "d_sae kept window"]
-
-
-class Sums(NamedTuple):
-    """What has been seen so far."""
-
-    total: Float[Array, "d_sae"]
-    above: Int[Array, "edges d_sae"]
-    """Tokens on which the activation is above each edge."""
-    strongest: Kept
-    by_chance: Kept
 
 
 def look(
@@ -126,7 +79,7 @@ def look(
     wanted = np.unique(np.linspace(0, len(reading.begins) - 1, options.passages).astype(int))
     stream = read_ahead(stretches(reading, contexts), 1)
     first = next(stream)
-    edges = _edges(float(_largest(sae.encode, params, first.x)))
+    edges = edges_for(float(_largest(sae.encode, params, first.x)))
     step, sums = _compiled(sae, params, options, first, edges, d_sae)
     now = Told(0, len(reading.x), _memory(step), first.rows.size)
     told(now)
@@ -156,61 +109,13 @@ def _sampled(reading: Reading, contexts: int, d_sae: int) -> Int[np.ndarray, "n"
 
 def _compiled(sae: SAE, params: Params, options: Options, first: Stretch, edges: Array, d_sae: int):
     """The step, and what it begins with, which it makes its own."""
-    sums = _nothing(d_sae, options)
-    step = jax.jit(partial(_step, sae.encode, options), donate_argnums=1)
+    sums = nothing(d_sae, options)
+    step = jax.jit(partial(take_in, sae.encode, options), donate_argnums=1)
     return step.lower(params, sums, first.x, first.rows, edges, _key(0, first)).compile(), sums
 
 
 def _key(seed: int, stretch: Stretch) -> PRNGKeyArray:
     return jax.random.fold_in(jax.random.key(seed), stretch.first)
-
-
-def _step(encode, options: Options, params, sums: Sums, x, rows, edges, key) -> tuple[Sums, Array]:
-    """One stretch more, and its features [contexts, length, d_sae]."""
-    contexts, length = rows.shape
-    f = encode(params, x.reshape(-1, *x.shape[2:]).astype(jnp.float32)).astype(jnp.float32)
-    f = jnp.where(rows[..., None] != NONE, f.reshape(contexts, length, -1), 0)
-    peaks = f.max(axis=1)
-    # the first token at the peak; `argmax` takes longer than both of these passes together
-    token = jnp.arange(length, dtype=jnp.int32)[:, None]
-    at = jnp.where(f == peaks[:, None], token, length - 1).min(axis=1)
-    seen = partial(_kept, f=f, rows=rows, at=at, options=options)
-    chance = jax.random.uniform(key, peaks.shape)
-    now = Sums(
-        sums.total + f.sum(axis=(0, 1)),
-        sums.above + _above(f.reshape(contexts * length, -1), edges),
-        seen(sums.strongest, jnp.where(peaks > 0, peaks, -jnp.inf)),
-        seen(sums.by_chance, jnp.where(peaks > 0, chance, -jnp.inf)),
-    )
-    return now, f
-
-
-def _above(f: Float[Array, "rows d_sae"], edges: Float[Array, "edges"]) -> Int[Array, "edges d_sae"]:
-    """Rows on which each feature is above each edge."""
-    some = f.reshape(-1, math.gcd(len(f), ROWS_AT_A_TIME), f.shape[-1])
-
-    def counted(counts, part):
-        return counts + (part[:, None] > edges[:, None]).astype(jnp.int32).sum(axis=0), None
-
-    return jax.lax.scan(counted, jnp.zeros((len(edges), f.shape[-1]), jnp.int32), some)[0]
-
-
-def _kept(before: Kept, keys: Float[Array, "contexts d_sae"], *, f, rows, at, options: Options) -> Kept:
-    """Of the contexts kept before and those of a stretch, the ones with the largest keys."""
-    d_sae, size = before.keys.shape
-    largest, chosen = jax.lax.top_k(jnp.concatenate([before.keys, keys.T], axis=1), size)
-    new = chosen >= size
-    context, old = jnp.where(new, chosen - size, 0), jnp.where(new, 0, chosen)
-    peak = jnp.take_along_axis(at.T, context, axis=1)
-    around = peak[..., None] + jnp.arange(-options.before, options.after + 1)
-    token = jnp.clip(around, 0, rows.shape[1] - 1)
-    inside = (around == token) & (rows[context[..., None], token] != NONE)
-    values = jnp.where(inside, f[context[..., None], token, jnp.arange(d_sae)[:, None, None]], jnp.nan)
-    return Kept(
-        largest,
-        jnp.where(new, rows[context, peak], jnp.take_along_axis(before.rows, old, axis=1)),
-        jnp.where(new[..., None], values, jnp.take_along_axis(before.values, old[..., None], axis=1)),
-    )
 
 
 @jax.jit
@@ -227,25 +132,6 @@ _one = jax.jit(lambda f, which: f[which])
 @partial(jax.jit, static_argnums=0)
 def _largest(encode, params: Params, x: Shaped[Array | np.ndarray, "contexts length *_"]) -> Float[Array, ""]:
     return encode(params, x.reshape(-1, *x.shape[2:]).astype(jnp.float32)).max()
-
-
-def _edges(largest: float) -> Float[Array, "bins"]:
-    """Where the bins begin: 0, and powers up to some above the largest activation of the first stretch."""
-    largest = largest if 0 < largest < math.inf else 1.0
-    powers = 2.0 ** (np.arange(2 - BINS + ABOVE, 1 + ABOVE) / PER_OCTAVE)
-    return jnp.asarray(np.append(0.0, largest * powers), jnp.float32)
-
-
-def _nothing(d_sae: int, options: Options) -> Sums:
-    def none(size: int) -> Kept:
-        return Kept(
-            jnp.full((d_sae, size), -jnp.inf),
-            jnp.full((d_sae, size), NONE, jnp.int32),
-            jnp.full((d_sae, size, options.window), jnp.nan, jnp.float32),
-        )
-
-    above = jnp.zeros((BINS, d_sae), jnp.int32)
-    return Sums(jnp.zeros(d_sae), above, none(options.strongest), none(options.by_chance))
 
 
 def _memory(step) -> int:

@@ -7,7 +7,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from sae_jax.base import require
-from sae_jax.features.look import Options, Told, look
+from sae_jax.features.keeping import Options
+from sae_jax.features.look import Told, look
 from sae_jax.features.observed import NONE, Observed, Seen, Weighed
 from sae_jax.features.reading import Reading
 from sae_jax.features.weigh import weigh

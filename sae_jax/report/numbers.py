@@ -1,7 +1,6 @@
 """What figures and pages draw, as numbers and as words."""
 
 import math
-import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -148,10 +147,12 @@ def log_spaced(values: np.ndarray) -> bool:
 
 def quartiles(values: Float[np.ndarray, "points members"]) -> Float[np.ndarray, "3 points"]:
     """Lower quartile, median and upper quartile over the members that are finite at each point."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "All-NaN")  # a point where all diverged is a gap in the curve
-        finite = np.where(np.isfinite(values), values, np.nan)
-        return np.nanquantile(finite, [0.25, 0.5, 0.75], axis=1)
+    # by hand: `nanquantile` goes from point to point in Python, a hundred times as long
+    ranked = np.sort(np.where(np.isfinite(values), values, np.nan), axis=1)  # NaN last
+    at = np.array([[0.25], [0.5], [0.75]]) * np.maximum(np.isfinite(ranked).sum(axis=1) - 1, 0)
+    low, high, points = np.floor(at).astype(int), np.ceil(at).astype(int), np.arange(len(values))
+    below, above = ranked[points, low], ranked[points, high]
+    return below + (at - low) * (above - below)
 
 
 def lowest_shown(values: np.ndarray, kept: np.ndarray) -> float | None:

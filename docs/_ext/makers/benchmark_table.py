@@ -44,7 +44,8 @@ def main() -> int:
         Path("benchmark.inc").write_text(f"*{WITHOUT}*\n")
         print("no PyTorch here: the page says so in place of its table")
         return int(os.environ.get("CI") == "true")
-    subprocess.run([sys.executable, SCRIPT, "--rounds", "1", "--json", "measured.json"], check=False)
+    words = [sys.executable, SCRIPT, "--rounds", "1", "--json", "measured.json"]
+    subprocess.run(words, check=False, stdout=sys.stderr)
     Path("benchmark.inc").write_text(table(json.loads(Path("measured.json").read_text())))
     return 0
 

@@ -87,7 +87,7 @@ def main() -> int:
         print("no Chromium (apt-get install chromium, or name one in CHROMIUM): pages say so in their place")
         return int(os.environ.get("CI") == "true")
     for command in COMMANDS:
-        subprocess.run(command.split(), check=True)
+        subprocess.run(command.split(), check=True, stdout=sys.stderr)
     take(chromium)
     return 0
 
