@@ -34,7 +34,7 @@ executed_examples = {
     "04_superposition_geometry.py": "--steps 100 --out .",
     "05_sharkey.py": "--widths 64 128 --steps 100 --out .",
     "06_hedging.py": "--k 9 11 --seeds 1 --steps 100 --out .",
-    "07_synthsaebench.py": "--steps 50 --out .",
+    "07_synthsaebench.py": "--steps 50 --rows 4096 --out .",
     "08_one_layer_lm.py": "--quick --out .",
     "09_architectures.py": "--steps 100 --out .",
     "10_dead_latents.py": "",

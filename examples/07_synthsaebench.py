@@ -33,7 +33,7 @@ import sae_jax
 from sae_jax import recipes, synthetic
 from sae_jax.seeds import half_width
 
-BATCH, SEEDS, ROWS = 1024, 5, 65_536
+BATCH, SEEDS = 1024, 5
 NAMES = ("L1", "TopK", "BatchTopK", "Matryoshka", "JumpReLU")
 FIGURES = ("f1", "mcc", "uniqueness", "explained_variance")
 PUBLISHED = {
@@ -62,6 +62,8 @@ class Size(NamedTuple):
     l1: float = 1.0
     """Weights of the penalties of L1 and JumpReLU that land on `l0`; see `tuned`."""
     l0_coefficient: float = 1.0
+    rows: int = 65_536
+    """That each is measured on."""
 
 
 SMALL = Size(synthetic.synthsaebench_1k, 1024, 128, 256, 4, (8, 32, 128, 256), 2000, 3e-3, 2.05, 1.0)
@@ -102,7 +104,7 @@ def train_here(world: synthetic.World, size: Size, names: Sequence[str] = NAMES)
             grid=sae_jax.grid(seed=range(SEEDS)),
             source=world,
             steps=size.steps,
-            evaluate_rows=ROWS,
+            evaluate_rows=size.rows,
         )
         found[name] = result.metrics
         seconds = time.perf_counter() - began
@@ -123,10 +125,10 @@ def train_there(world: synthetic.World, size: Size) -> dict[str, Found]:
     trained = saelens.train(world, configs, SEEDS, size.steps, size.lr)
     found = {}
     for name, seeds in trained.items():
-        apart = saelens.difference(seeds[0], world, ROWS)
+        apart = saelens.difference(seeds[0], world, size.rows)
         worst = max(apart, key=lambda figure: abs(apart[figure]))
         print(f"  {name}: our figures are within {abs(apart[worst]):.0e} of SAELens's own ({worst})")
-        each = [saelens.measured(sae, world, ROWS) for sae in seeds]
+        each = [saelens.measured(sae, world, size.rows) for sae in seeds]
         found[name] = {figure: np.array([one[figure] for one in each]) for figure in each[0]}
     return found
 
@@ -271,6 +273,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "figures")
     parser.add_argument("--steps", type=int, default=SMALL.steps, help=f"{SMALL.steps} by default")
+    parser.add_argument("--rows", type=int, default=SMALL.rows, help="to measure on; 65,536 by default")
     parser.add_argument("--tune", action="store_true", help="look for the penalties' weights again first")
     parser.add_argument("--beside", choices=["sae_lens"], help="train the same there, and compare")
     parser.add_argument(
@@ -282,7 +285,7 @@ def main() -> None:
         return
 
     args.out.mkdir(parents=True, exist_ok=True)
-    size, world = SMALL._replace(steps=args.steps), SMALL.world(batch_size=BATCH)
+    size, world = SMALL._replace(steps=args.steps, rows=args.rows), SMALL.world(batch_size=BATCH)
     likeliest = np.sort(world.probabilities)[-size.d_sae :].sum()
     print(
         f"{size.features:,} features in {size.d_in} dimensions, {world.expected_l0:.2f} of them on a row, "

@@ -9,6 +9,7 @@ first paint, and the slowest of forty features opened, the first time and again.
 """
 
 import argparse
+import os
 import resource
 import shutil
 import subprocess

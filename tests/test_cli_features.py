@@ -88,6 +88,42 @@ def test_the_folder_in_use_is_left_alone(trained, store, tmp_path, capsys):
         assert [path.name for path in (tmp_path / "page").iterdir()] == ["mine.txt"]
 
 
+def test_a_page_of_somebody_else_is_left_alone(trained, store, tmp_path, capsys):
+    (tmp_path / "site" / "photos").mkdir(parents=True)
+    (tmp_path / "site" / "index.html").write_text("mine")
+    status, _, err = run(
+        capsys, "features", trained, store.location, "--out", tmp_path / "site", "--overwrite", "--quiet"
+    )
+    assert status == 2
+    assert "give another folder" in err
+    assert (tmp_path / "site" / "index.html").read_text() == "mine"
+    assert (tmp_path / "site" / "photos").is_dir()
+
+
+def test_the_report_keeps_the_comparison_of_seeds(tmp_path, capsys):
+    out = tmp_path / "run"
+    run(capsys, "sweep", "--steps", "20", "--l1", "0.01,0.1", "--seeds", "3", "--save", "frontier",
+        "--out", out, "--quiet")  # fmt: skip
+    before = (out / "report.html").read_text()
+    kept = sorted((out / "members").iterdir())[0]
+    assert run(capsys, "features", kept, "--quiet")[0] == 0
+    after = (out / "report.html").read_text()
+    assert after != before
+    for part in ('id="stability-consistency"', 'id="stability-features"'):
+        assert part in before
+        assert part in after
+
+
+def test_a_seed_that_diverged_is_no_other_seed(tmp_path, capsys):
+    out = tmp_path / "run"
+    run(capsys, "sweep", "--steps", "20", "--l1", "0.1", "--seeds", "2", "--out", out, "--quiet")
+    table = (out / "metrics.csv").read_text()
+    assert run(capsys, "features", out / "members/000", "--json", "--quiet")[1].count("seeds") == 0
+    (out / "metrics.csv").write_text(table[::-1].replace("ok"[::-1], "diverged"[::-1], 1)[::-1])
+    told = run(capsys, "features", out / "members/000", "--json", "--quiet", "--overwrite")[1]
+    assert "there are no SAEs of other seeds" in told
+
+
 def test_overwrite_replaces_a_dashboard(trained, store, tmp_path, capsys):
     out = ("--out", tmp_path / "page", "--quiet")
     assert run(capsys, "features", trained, store.location, *out)[0] == 0
@@ -121,6 +157,8 @@ def test_other_forms_beside_it(trained, store, tmp_path, capsys):
         (["{sae}", "{store}", "--unembedding", "{rows}"], "an unembedding is [6, vocabulary]"),
         (["{sae}", "{store}", "--unembedding", "{rows}", "--model", "m"], "give one of them"),
         (["{sae}", "{store}", "--strongest", "0"], "strongest must be at least 1"),
+        (["{sae}", "{store}", "--tokenizer", "{deep}"], "cannot be read as JSON"),
+        (["{sae}", "{store}", "--layer", "-1"], "--layer must be at least 0"),
         (["{sae}", "{none}"], "does not exist"),
         (["{none}", "{store}"], ""),
         (["{sae}", "{store}", "--seeds", "{none}"], ""),
@@ -131,7 +169,14 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(arguments, sentence, train
     np.save(tmp_path / "rows.npy", np.zeros((4, 3), np.float32))
     (tmp_path / "short.json").write_text('["a", "b"]')
     (tmp_path / "labels.json").write_text('{"99": "beyond"}')
-    made = {"rows": "rows.npy", "none": "none", "short": "short.json", "labels": "labels.json"}
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    made = {
+        "rows": "rows.npy",
+        "none": "none",
+        "short": "short.json",
+        "labels": "labels.json",
+        "deep": "deep.json",
+    }
     places = {"sae": trained, "store": store.location, **{key: tmp_path / name for key, name in made.items()}}
     before = sorted(tmp_path.rglob("*"))
     status, out, err = run(capsys, "features", *(each.format(**places) for each in arguments))

@@ -14,7 +14,7 @@ from observed_by_hand import by_hand
 import sae_jax
 from sae_jax import InputError, features
 from sae_jax.features import NONE, Near, circuit_tracer, contexts, neuronpedia
-from sae_jax.features.exports import counts, intervals, largest, percentiles, rounded, short
+from sae_jax.features.exports import DIGITS, counts, intervals, largest, percentiles, rounded, short
 
 HOSTILE = [
     '</script><img src=x onerror="1">', '"', "'", "\\", "\\u0000", "\\x41", "\0", "\x1b[31m", "\n", "\r\n",
@@ -105,7 +105,7 @@ def test_numbers_are_short_and_near():
             len(json.dumps(each).lstrip("-").split("e")[0].replace(".", "").strip("0"))
             for each in found[:1000]
         )
-        <= 17
+        <= DIGITS
     )
     assert json.dumps(short(float(np.float32(0.1)))) == "0.1"
 

@@ -65,7 +65,7 @@ def contexts_of(reading):
 
 def test_contexts_begin_where_positions_fall(store, reading):
     positions = store.positions.read(0, store.rows)
-    assert reading.length == 11 or (positions[0] == 1)
+    assert reading.length == 11
     for begin, end in contexts_of(reading):
         assert (np.diff(positions[begin:end]) > 0).all()
     assert positions[reading.begins[1:]].max() <= positions[reading.begins[1:] - 1].max()
@@ -181,6 +181,30 @@ def test_what_fires_together(seen, encoded):
     assert (expected.places[-1] == NONE).all()
 
 
+@pytest.mark.parametrize("context", [8, 16, 128])
+def test_what_fires_together_is_judged_at_every_place_of_a_context(context):
+    """Two features of the last token alone, however the rows divide into stretches and samples."""
+    x = np.tile(np.eye(context, dtype=np.float32), (2048 // context, 1))
+    sae = sae_jax.relu(context, 2)
+    last = jnp.zeros((context, 2)).at[-1].set(1.0)
+    params = {"W_enc": last, "b_enc": jnp.full(2, -0.5), "W_dec": last.T, "b_dec": jnp.zeros(context)}
+    with pytest.MonkeyPatch.context() as patch:
+        looking = sys.modules[features.look.__module__]
+        patch.setattr(looking, "SAMPLED", 2048 // 2)
+        patch.setattr(looking, "STRETCH_BYTES", 8 * 256)
+        found = features.look(sae, params, features.of_rows(features.in_memory(x), context=context))
+    assert found.sampled == 1024
+    assert found.fires_with.places[:, 0].tolist() == [1, 0]
+    np.testing.assert_allclose(found.fires_with.values[:, 0], 1, rtol=1e-5)
+
+
+def test_a_tied_encoder_is_compared(reading):
+    sae = sae_jax.relu(D_IN, D_SAE, tied=True)
+    found = features.observe(sae_jax.TrainedSAE(sae, sae.init(jax.random.key(0))), reading)
+    np.testing.assert_allclose(found.weighed.cosine, 1, rtol=1e-5)
+    assert not [sentence for sentence in found.left_out if "Encoder" in sentence]
+
+
 def test_rows_without_tokens(trained):
     rows = features.in_memory(np.random.default_rng(0).normal(size=(30, D_IN)).astype(np.float32))
     found = features.observe(trained, features.of_rows(rows))
@@ -284,8 +308,11 @@ def test_the_map_has_the_variance_of_two_principal_components(trained):
     ],
 )
 def test_bad_input_is_one_sentence(trained, reading, change, words):
+    seen = []
     with pytest.raises(sae_jax.InputError, match=words):
-        features.observe(trained, reading, **change(trained))
+        features.observe(trained, reading, **change(trained), told=seen.append)
+    # what needs no pass is said before it
+    assert seen == [] or "words" in change(trained)
 
 
 def test_another_width(trained):

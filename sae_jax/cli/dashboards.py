@@ -74,6 +74,8 @@ class Features:
     """How decoder rows come to a plane; umap needs the package umap-learn."""
     also: tyro.conf.UseAppendAction[tuple[Literal["circuit-tracer", "neuronpedia"], ...]] = ()
     """Write the features in the form of another tool, too, into a folder of that name."""
+    layer: Annotated[int, tyro.conf.arg(metavar="N")] = 0
+    """Of the model, that the SAE is of; for --also."""
     overwrite: bool = False
     """Replace the dashboard that is there."""
     quiet: bool = False
@@ -93,15 +95,16 @@ def run(options: Features) -> int:
     """Look, write, tell."""
     from sae_jax import report  # a second of matplotlib that only what has been seen needs
 
+    require(options.layer >= 0, f"--layer must be at least 0, got {options.layer}")
     trained = load(options.sae)
-    reading, words = _given(options)
+    reading, words, origin = _given(options)
     known = _known(options, trained)
     out, member = _folder(options), _member(options.sae)
     console = Console(stderr=True, quiet=options.quiet)
     around = (options.before, options.after) if reading.length > 1 else (0, 0)
     kept = features.Options(options.strongest, options.sample, *around)
     began = time.monotonic()
-    with staged(out, "index.html", overwrite=options.overwrite) as stage:
+    with staged(out, "data/table.js", overwrite=options.overwrite) as stage:
         with _showing(console) as show:
             found = features.observe(
                 trained,
@@ -112,11 +115,11 @@ def run(options: Features) -> int:
                 told=show,
                 **known._asdict(),
             )
-        found = found._replace(about=_about(options, trained, time.monotonic() - began))
+        found = found._replace(about=origin | _about(options, trained, time.monotonic() - began))
         console.print("writing", highlight=False)
         report.write_dashboard(found, stage)
         for name in dict.fromkeys(options.also):
-            EXPORTS[name](found, stage / name)
+            EXPORTS[name](found, stage / name, options.layer)
     _tell(options, console, found, out, time.monotonic() - began)
     if member is not None:
         reporting.renewed(member[0])
@@ -124,8 +127,16 @@ def run(options: Features) -> int:
     return 0
 
 
-def _given(options: Features) -> tuple[features.Reading, features.Words | Sequence[str] | None]:
-    """The activations, and how their tokens are written."""
+class Given(NamedTuple):
+    """The activations, how their tokens are written, and what is told of where they come from."""
+
+    reading: features.Reading
+    words: features.Words | Sequence[str] | None
+    origin: dict[str, Any]
+
+
+def _given(options: Features) -> Given:
+    origin = {}
     words = None if options.tokenizer is None else _words(options.tokenizer)
     if options.data is None:
         tokens = seed_tokens()
@@ -137,10 +148,12 @@ def _given(options: Features) -> tuple[features.Reading, features.Words | Sequen
         store = open_store(options.data)
         reading = features.of_store(store, *(options.site.split(",") if options.site else ()))
         words = _words_of(store) if words is None else words
+        origin = {"model_name": store.manifest.about.get("model", "")}
     else:
         require(options.site is None, "--site is for a store")
         reading = features.of_rows(_rows(options.data, options.array))
-    return reading if options.rows is None else features.first(reading, options.rows), words
+    reading = reading if options.rows is None else features.first(reading, options.rows)
+    return Given(reading, words, origin)
 
 
 def _rows(data: str, array: str | None) -> Rows:
@@ -156,7 +169,7 @@ def _words(path: str) -> features.Words | Sequence[str]:
     require(Path(path).is_file(), f"there is no file {path}")
     try:
         found = json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} cannot be read as JSON: {error}") from None
     good = isinstance(found, list) and all(isinstance(word, str) for word in found)
     require(good, f"{path} must hold a JSON list of words, the token's id being its place")
@@ -202,8 +215,9 @@ def _other_seeds(sae: str) -> list[TrainedSAE]:
         return []
     run, number = member
     result = SweepResult.load(run)
-    alike = next(group.tolist() for group in result.settings.members if number in group.tolist())
-    return [result.member(one) for one in alike if one != number and one in result.kept]
+    groups = [group.tolist() for group in result.settings.members]
+    alike = next((group for group in groups if number in group), [])
+    return [result.member(one) for one in alike if one != number and one in result.kept and result.sound[one]]
 
 
 def _folder(options: Features) -> Path:
@@ -295,11 +309,12 @@ def _tell(options: Features, console: Console, found: features.Observed, out: Pa
     )
 
 
-EXPORTS: dict[str, Callable[[features.Observed, Path], object]] = {
-    "circuit-tracer": circuit_tracer.write,
-    "neuronpedia": lambda found, folder: neuronpedia.write(
+EXPORTS: dict[str, Callable[[features.Observed, Path, int], object]] = {
+    "circuit-tracer": lambda found, folder, layer: circuit_tracer.write(found, folder, layer=layer),
+    "neuronpedia": lambda found, folder, layer: neuronpedia.write(
         found,
         folder,
+        layer=layer,
         model_id=neuronpedia.identifier(str(found.about.get("model_name", ""))),
         dataset=str(found.about["activations"]),
     ),

@@ -10,13 +10,24 @@ from typing import Any
 from sae_jax import checkpoint, distributed
 from sae_jax.base import InputError, require
 from sae_jax.cli.lock import LOCK, locked
+from sae_jax.metrics import stability_file as stability
 
 FINISHED = "sweep.json"
 """Put in place last: a folder that has it has everything."""
 CHECKPOINTS, KEPT, STAGE = "checkpoints", "checkpoints-kept", ".writing"
 METRICS = "metrics.jsonl"
 """Grows beside the checkpoints while the run trains."""
-OURS = ("metrics.csv", METRICS, "history.npz", "members", "frontier.png", "report.html", KEPT, FINISHED)
+OURS = (
+    "metrics.csv",
+    METRICS,
+    "history.npz",
+    stability.NAME,
+    "members",
+    "frontier.png",
+    "report.html",
+    KEPT,
+    FINISHED,
+)
 
 
 class Run:

@@ -71,6 +71,8 @@ class Server(socketserver.ThreadingTCPServer):
             super().__init__(address, Handler)
         except OSError as error:
             raise InputError(_told(error, host, port)) from None
+        except UnicodeError:
+            raise InputError(f"{host} is no address: give one of this machine's") from None
         self.address: str = self.socket.getsockname()[0]
         self.port: int = self.socket.getsockname()[1]
 

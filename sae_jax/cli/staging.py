@@ -29,19 +29,15 @@ def staged(out: Path, mark: str, *, overwrite: bool) -> Iterator[Path]:
         out.mkdir(parents=True, exist_ok=True)
         with locked(out):
             there = [path for path in out.iterdir() if path.name not in (LOCK, STAGE)]
-            require(
-                overwrite or not there, f"{out} exists and is not empty: --overwrite replaces what is in it"
-            )
-            require(
-                not there or (out / "index.html").exists(),
-                f"{out} holds no dashboard that --overwrite could replace: give another folder",
-            )
+            ours = not there or (out / mark).exists()
+            require(ours, f"{out} is not empty, and what it holds was not written here: give another folder")
+            require(overwrite or not there, f"{out} is not empty: --overwrite replaces what is in it")
             shutil.rmtree(out / STAGE, ignore_errors=True)
             (out / STAGE).mkdir()
             try:
                 yield out / STAGE
                 for path in there:
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+                    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
                 for path in (out / STAGE).iterdir():
                     path.replace(out / path.name)
             finally:

@@ -28,6 +28,7 @@ from sae_jax.cli.options import Training
 from sae_jax.cli.processes import joined
 from sae_jax.cli.progress import StopSignals, Ticker, counted, summary
 from sae_jax.endings import Patience
+from sae_jax.metrics import stability_file
 from sae_jax.metrics.stability import Stability
 from sae_jax.program import arguments_of
 from sae_jax.result import MOST_MATCHING, SweepResult
@@ -228,6 +229,8 @@ def _write(
     from sae_jax import report  # a second of matplotlib that only a finished run needs
 
     result.save(target, save, about)
+    if found is not None:
+        stability_file.write(target, found)
     report.figures.frontier_png(result, target / "frontier.png")
     (target / "report.html").write_text(
         report.sweep_page(result, about, job.tokens, found, job.truth), encoding="utf-8"

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 from sae_jax.features.observed import NONE
 
@@ -47,8 +47,8 @@ class Options(NamedTuple):
 class Kept(NamedTuple):
     """The contexts kept of each feature."""
 
-    keys: Float[Array, "d_sae kept"]
-    """What decides who stays; -inf where there is no context."""
+    keys: Shaped[Array, "d_sae kept"]
+    """What decides who stays; below 0 where there is no context."""
     rows: Int[Array, "d_sae kept"]
     values: Float[Array, "d_sae kept window"]
 
@@ -71,15 +71,17 @@ def edges_for(largest: float) -> Float[Array, "bins"]:
 
 
 def nothing(d_sae: int, options: Options) -> Sums:
-    def none(size: int) -> Kept:
+    """What a pass begins with."""
+
+    def none(size: int, key: float | int) -> Kept:
         return Kept(
-            jnp.full((d_sae, size), -jnp.inf),
+            jnp.full((d_sae, size), key),
             jnp.full((d_sae, size), NONE, jnp.int32),
             jnp.full((d_sae, size, options.window), jnp.nan, jnp.float32),
         )
 
     above = jnp.zeros((BINS, d_sae), jnp.int32)
-    return Sums(jnp.zeros(d_sae), above, none(options.strongest), none(options.by_chance))
+    return Sums(jnp.zeros(d_sae), above, none(options.strongest, -jnp.inf), none(options.by_chance, -1))
 
 
 def take_in(encode, options: Options, params, sums: Sums, x, rows, edges, key) -> tuple[Sums, Array]:
@@ -92,12 +94,13 @@ def take_in(encode, options: Options, params, sums: Sums, x, rows, edges, key) -
     token = jnp.arange(length, dtype=jnp.int32)[:, None]
     at = jnp.where(f == peaks[:, None], token, length - 1).min(axis=1)
     seen = partial(_kept, f=f, rows=rows, at=at, options=options)
-    chance = jax.random.uniform(key, peaks.shape)
+    # whole numbers of 31 bits: a float's 23 would give ties, which the earlier context wins
+    chance = (jax.random.bits(key, peaks.shape) >> 1).astype(jnp.int32)
     now = Sums(
         sums.total + f.sum(axis=(0, 1)),
         sums.above + _above(f.reshape(contexts * length, -1), edges),
         seen(sums.strongest, jnp.where(peaks > 0, peaks, -jnp.inf)),
-        seen(sums.by_chance, jnp.where(peaks > 0, chance, -jnp.inf)),
+        seen(sums.by_chance, jnp.where(peaks > 0, chance, -1)),
     )
     return now, f
 
@@ -112,7 +115,7 @@ def _above(f: Float[Array, "rows d_sae"], edges: Float[Array, "edges"]) -> Int[A
     return jax.lax.scan(counted, jnp.zeros((len(edges), f.shape[-1]), jnp.int32), some)[0]
 
 
-def _kept(before: Kept, keys: Float[Array, "contexts d_sae"], *, f, rows, at, options: Options) -> Kept:
+def _kept(before: Kept, keys: Shaped[Array, "contexts d_sae"], *, f, rows, at, options: Options) -> Kept:
     """Of the contexts kept before and those of a stretch, the ones with the largest keys."""
     d_sae, size = before.keys.shape
     largest, chosen = jax.lax.top_k(jnp.concatenate([before.keys, keys.T], axis=1), size)

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped
 
 from sae_jax.base import SAE, Params, require
 from sae_jax.data.stored import read_ahead
-from sae_jax.features.keeping import Kept, Options, Sums, edges_for, nothing, take_in
+from sae_jax.features.keeping import ROWS_AT_A_TIME, Kept, Options, Sums, edges_for, nothing, take_in
 from sae_jax.features.observed import NONE, Examples, Passages, Seen
 from sae_jax.features.reading import Reading, Stretch, stretches, windows
 from sae_jax.features.together import fires_with
@@ -63,7 +63,7 @@ def look(
     Returns:
       `Seen`. Of each feature the contexts with its largest activations, and a uniform sample of all those in
       which it is active, each context once, by its strongest token. Counts and histograms are of every token;
-      what fires together is judged by up to 16,384 tokens spread evenly.
+      what fires together is judged by up to 16,384 tokens drawn by chance.
 
     Raises:
       InputError: rows of another width, or sizes under 1.
@@ -72,10 +72,10 @@ def look(
       >>> seen = look(*trained, of_store(open_store("acts/")))
       >>> seen.density[123], seen.strongest.rows[123]
     """
-    _require_fit(sae, reading, options)
+    require_fit(sae, reading, options)
     d_sae = jax.eval_shape(sae.encode, params, np.zeros(reading.x.shape[1:], np.float32)).shape[-1]
     contexts = _contexts_at_once(reading, d_sae)
-    sampled = _sampled(reading, contexts, d_sae)
+    sampled = _sampled(len(reading.x), d_sae, seed)
     wanted = np.unique(np.linspace(0, len(reading.begins) - 1, options.passages).astype(int))
     stream = read_ahead(stretches(reading, contexts), 1)
     first = next(stream)
@@ -86,7 +86,7 @@ def look(
     flags, passages = [], []
     for stretch in itertools.chain([first], stream):
         sums, f = step(params, sums, stretch.x, stretch.rows, edges, _key(seed, stretch))
-        flags.append(np.asarray(_active(f, sampled))[stretch.rows.reshape(-1)[sampled] != NONE])
+        flags.append(_flags(f, stretch, sampled))
         passages += _passages(f, stretch, wanted, options.at_once)
         now = now._replace(rows=now.rows + int((stretch.rows != NONE).sum()))
         told(now)
@@ -95,16 +95,25 @@ def look(
 
 
 def _contexts_at_once(reading: Reading, d_sae: int) -> int:
-    rows = min(STRETCH_BYTES // (4 * d_sae), MOST_AT_ONCE)
-    return min(max(1, rows // reading.length), len(reading.begins))
+    contexts = max(1, min(STRETCH_BYTES // (4 * d_sae), MOST_AT_ONCE) // reading.length)
+    # so that the histogram's rows come in whole groups
+    contexts -= contexts % ROWS_AT_A_TIME if contexts > ROWS_AT_A_TIME else 0
+    return min(contexts, len(reading.begins))
 
 
-def _sampled(reading: Reading, contexts: int, d_sae: int) -> Int[np.ndarray, "n"]:
-    """Places of a stretch that are sampled, evenly spread and the same in each."""
-    stretch = contexts * reading.length
-    rows = -(-len(reading.begins) // contexts) * stretch
-    every = rows / max(1, min(SAMPLED, SAMPLED_BYTES // d_sae))
-    return np.arange(0, stretch, max(every, 1)).astype(np.int32)
+def _sampled(rows: int, d_sae: int, seed: int) -> Int[np.ndarray, "n"]:
+    """Rows drawn by chance, in order."""
+    size = min(rows, max(1, min(SAMPLED, SAMPLED_BYTES // d_sae)))
+    return np.sort(np.random.default_rng(seed).choice(rows, size, replace=False))
+
+
+def _flags(f: Array, stretch: Stretch, sampled: Int[np.ndarray, "n"]) -> Bool[np.ndarray, "here d_sae"]:
+    """Of the rows that are sampled and in this stretch, which features are active."""
+    places = np.flatnonzero(np.isin(stretch.rows.reshape(-1), sampled))
+    # filled up to a power of two, so that few programs are compiled
+    padded = np.zeros(1 << max(0, len(places) - 1).bit_length(), np.int32)
+    padded[: len(places)] = places
+    return np.asarray(_active(f, padded))[: len(places)]
 
 
 def _compiled(sae: SAE, params: Params, options: Options, first: Stretch, edges: Array, d_sae: int):
@@ -185,7 +194,7 @@ def _finished(
 def _examples(kept: Kept, reading: Reading, options: Options) -> Examples:
     """The stronger first, with their tokens."""
     keys, rows, values = map(np.asarray, kept)
-    rows = np.where(np.isneginf(keys), NONE, rows)
+    rows = np.where(keys < 0, NONE, rows)
     peaks = np.where(rows == NONE, -np.inf, values[..., options.before])
     order = np.argsort(-peaks, axis=1, kind="stable")
     rows = np.take_along_axis(rows, order, axis=1)
@@ -194,7 +203,8 @@ def _examples(kept: Kept, reading: Reading, options: Options) -> Examples:
     return Examples(rows, values, tokens, options.before)
 
 
-def _require_fit(sae: SAE, reading: Reading, options: Options) -> None:
+def require_fit(sae: SAE, reading: Reading, options: Options) -> None:
+    """Raise `InputError` unless the rows are as wide as the SAE reads, and sizes are some."""
     for name, size in options._asdict().items():
         least = 0 if name in ("before", "after") else 1
         require(size >= least, f"{name} must be at least {least}, got {size}")

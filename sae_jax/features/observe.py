@@ -8,10 +8,11 @@ from jaxtyping import Array, Float
 
 from sae_jax.base import require
 from sae_jax.features.keeping import Options
-from sae_jax.features.look import Told, look
+from sae_jax.features.look import Told, look, require_fit
 from sae_jax.features.observed import NONE, Observed, Seen, Weighed
 from sae_jax.features.reading import Reading
 from sae_jax.features.weigh import weigh
+from sae_jax.folds import untied
 from sae_jax.trained import TrainedSAE
 
 Words = Callable[[int], str]
@@ -55,17 +56,20 @@ def observe(
       >>> found = observe(load("sae/"), of_store(open_store("acts/")), words=tokenizer.convert_ids_to_tokens)
       >>> report.write_dashboard(found, "sae/features")
     """
+    require_fit(trained.sae, reading, options)
     labels = trained.about.labels if labels is None else labels
-    seen = look(trained.sae, trained.params, reading, options, told=told)
-    missing = [feature for feature in labels if not 0 <= feature < len(seen.fired)]
-    require(not missing, f"there is no feature {missing[:1]} to label: they are 0 to {len(seen.fired) - 1}")
+    # what the weights tell comes first: bad input is then found before the pass and not after it
     weighed = weigh(
-        trained.params,
+        untied(*trained)[1],
         near=options.near,
         unembedding=unembedding,
-        others=[one.params for one in others],
+        others=[untied(*one)[1] for one in others],
         projection=projection,
     )
+    d_sae = len(weighed.norm)
+    missing = [feature for feature in labels if not 0 <= feature < d_sae]
+    require(not missing, f"there is no feature {missing[:1]} to label: they are 0 to {d_sae - 1}")
+    seen = look(trained.sae, trained.params, reading, options, told=told)
     return Observed(
         seen,
         weighed,

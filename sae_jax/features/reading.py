@@ -80,6 +80,7 @@ def of_rows(x: Rows, tokens: Rows | None = None, context: int = 1) -> Reading:
     Raises:
       InputError: other numbers of tokens than of rows, or a context under 1.
     """
+    require(len(x) > 0, f"{x.label} has no rows")
     require(context >= 1, f"context must be at least 1, got {context}")
     require(tokens is None or len(tokens) == len(x), f"{x.label} has {len(x)} rows but there are "
             f"{0 if tokens is None else len(tokens)} tokens")  # fmt: skip
@@ -107,11 +108,11 @@ def first(reading: Reading, rows: int) -> Reading:
 
 def stretches(reading: Reading, contexts: int) -> Iterator[Stretch]:
     """All contexts in their order, so many at a time; the last stretch is filled up with empty ones."""
-    ends = reading.ends
+    ends, length = reading.ends, reading.length
     for first in range(0, len(ends), contexts):
         begins, stops = reading.begins[first : first + contexts], ends[first : first + contexts]
         found = reading.x.read(int(begins[0]), int(stops[-1]))
-        yield _side_by_side(found, begins, stops, contexts, reading.length)._replace(first=first)
+        yield _side_by_side(found, begins, stops, contexts, length)._replace(first=first)
 
 
 def windows(
@@ -127,12 +128,12 @@ def windows(
     found = np.full(around.shape, NONE, np.int32)
     flat, wanted, kept = found.reshape(-1), around.reshape(-1), inside.reshape(-1)
     order = np.argsort(np.where(kept, wanted, MOST_ROWS), kind="stable")[: kept.sum()]
+    ranked = wanted[order]
     for start in range(0, len(tokens), AT_A_TIME):
         stop = min(start + AT_A_TIME, len(tokens))
-        low, high = np.searchsorted(wanted[order], [start, stop])
+        low, high = np.searchsorted(ranked, [start, stop])
         if low < high:
-            part = order[low:high]
-            flat[part] = tokens.read(start, stop)[wanted[part] - start]
+            flat[order[low:high]] = tokens.read(start, stop)[ranked[low:high] - start]
     return found
 
 

@@ -54,6 +54,7 @@ def weigh(
       >>> weigh(trained.params).near.places[123]
     """
     require("W_dec" in params, "there are no decoder rows W_dec to look at")
+    require(projection in PROJECTIONS, f"projection is one of {', '.join(PROJECTIONS)}, got {projection!r}")
     W_dec = _flat(params["W_dec"])
     norm = jnp.linalg.norm(W_dec, axis=1)
     rows = _unit(W_dec)
@@ -73,6 +74,11 @@ def _flat(W_dec) -> Float[Array, "d_sae width"]:
     """A crosscoder's rows of all its sources one after another."""
     W_dec = jnp.asarray(W_dec, jnp.float32)
     return W_dec.reshape(len(W_dec), -1)
+
+
+def _product(a: Array, b: Array) -> Array:
+    """In float32 on every device: figures are shown to three digits and more."""
+    return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
 
 
 def _unit(rows: Float[Array, "d_sae width"]) -> Float[Array, "d_sae width"]:
@@ -100,7 +106,7 @@ def _neighbours(rows: Float[Array, "d_sae width"], near: int) -> Near:
 
 @jax.jit(static_argnames=("near",))
 def _nearest(some, rows, own, near):
-    cosines = some @ rows.T
+    cosines = _product(some, rows.T)
     return jax.lax.top_k(jnp.where(own[:, None] == jnp.arange(len(rows)), -2, cosines), near)
 
 
@@ -111,7 +117,7 @@ def _again(rows: Float[Array, "d_sae width"], other: Float[Array, "_ width"]) ->
     )
     theirs = _unit(other)
     parts = [rows[start : start + AT_A_TIME] for start in range(0, len(rows), AT_A_TIME)]
-    return np.concatenate([np.asarray((part @ theirs.T).max(axis=1)) for part in parts])
+    return np.concatenate([np.asarray(_product(part, theirs.T).max(axis=1)) for part in parts])
 
 
 def _written(W_dec: Array, unembedding, tokens: int) -> tuple[Near, Near]:
@@ -124,7 +130,7 @@ def _written(W_dec: Array, unembedding, tokens: int) -> tuple[Near, Near]:
     tokens = min(tokens, unembedding.shape[1])
     ends = []
     for start in range(0, len(W_dec), AT_A_TIME):
-        logits = W_dec[start : start + AT_A_TIME] @ unembedding
+        logits = _product(W_dec[start : start + AT_A_TIME], unembedding)
         ends.append([jax.tree.map(np.asarray, jax.lax.top_k(each, tokens)) for each in (logits, -logits)])
     (most, which), (least, others) = (
         tuple(np.concatenate(each) for each in zip(*end, strict=True)) for end in zip(*ends, strict=True)

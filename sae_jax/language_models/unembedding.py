@@ -23,9 +23,6 @@ def unembedding(model: Any) -> Float[np.ndarray, "d_model vocabulary"]:
       most two names deep (`transformer.ln_f`, `model.norm`); without one the scale is 1.
 
     Raises:
-      InputError: a model without output weights.
-
-    Raises:
       InputError: a model without output weights, or of an odd width.
 
     Example:

@@ -47,11 +47,12 @@ def write_dashboard(observed: Observed, out: str | Path) -> None:
     script = "\n".join((TEMPLATES / "dashboard" / name).read_text(encoding="utf-8") for name in SCRIPTS)
     (out / "dashboard.js").write_text(script, encoding="utf-8")
     _write(data, "words", [_cut(observed.word(int(token))) for token in words.by_rank])
-    _write(data, "table", _table(observed, words, exponents))
+    bins = _bins(observed.seen.histogram)
+    _write(data, "table", _table(observed, words, exponents, bins))
     _write(data, "passages", _passages(observed.seen.passages, words, exponents))
     for first in range(0, observed.d_sae, TOGETHER):
         some = slice(first, first + TOGETHER)
-        _write(data, f"{first // TOGETHER:04d}", _features(observed, words, exponents, some))
+        _write(data, f"{first // TOGETHER:04d}", _features(observed, words, exponents, bins, some))
 
 
 def _write(data: Path, name: str, value: Any) -> None:
@@ -140,13 +141,12 @@ def _short(values: np.ndarray | None, digits: int = 4) -> list[float | None] | N
     return [float(f"{each:.{digits}g}") if np.isfinite(each) else None for each in values.tolist()]
 
 
-def _table(observed: Observed, words: Words, exponents: np.ndarray) -> dict[str, Any]:
+def _table(observed: Observed, words: Words, exponents: np.ndarray, bins: slice) -> dict[str, Any]:
     """What the page knows of all features without opening one."""
     seen, weighed = observed.seen, observed.weighed
     strongest = seen.strongest
     peaks = None if strongest.tokens is None else strongest.tokens[..., strongest.before]
     promoted = None if weighed.promoted is None else weighed.promoted.places
-    first, last = _bins(seen.histogram)
     return {
         "rows": seen.rows,
         "together": TOGETHER,
@@ -160,17 +160,17 @@ def _table(observed: Observed, words: Words, exponents: np.ndarray) -> dict[str,
         "again": _short(weighed.again),
         "exponents": exponents.tolist(),
         "places": _places(weighed.place),
-        "edges": _short(seen.edges[first : last + 1]),
+        "edges": _short(seen.edges[bins.start : bins.stop + 1]),
         "labels": [[feature, _cut(label)] for feature, label in sorted(_labels(observed).items())],
         "peaks": _distinct(words.numbers(peaks)),
         "promoted": _distinct(words.numbers(promoted)),
     }
 
 
-def _bins(histogram: Int[np.ndarray, "d_sae bins"]) -> tuple[int, int]:
-    """The first bin that holds anything of any feature, and the one after the last."""
+def _bins(histogram: Int[np.ndarray, "d_sae bins"]) -> slice:
+    """From the first bin that holds anything of any feature to the last."""
     held = np.flatnonzero(histogram.any(axis=0))
-    return (int(held[0]), int(held[-1]) + 1) if held.size else (0, 0)
+    return slice(int(held[0]), int(held[-1]) + 1) if held.size else slice(0, 0)
 
 
 def _places(place: Float[np.ndarray, "d_sae 2"]) -> list[list[int]]:
@@ -189,12 +189,13 @@ def _distinct(numbers: Int[np.ndarray, "d_sae shown"] | None) -> list[list[int]]
     return [[each for each in dict.fromkeys(row) if each != NONE] for row in numbers.tolist()]
 
 
-def _features(observed: Observed, words: Words, exponents: np.ndarray, some: slice) -> list[dict[str, Any]]:
+def _features(
+    observed: Observed, words: Words, exponents: np.ndarray, bins: slice, some: slice
+) -> list[dict[str, Any]]:
     """What the page knows of a few features once one of them is opened."""
     seen, weighed = observed.seen, observed.weighed
-    first, last = _bins(seen.histogram)
     columns = {
-        "histogram": seen.histogram[some, first:last].tolist(),
+        "histogram": seen.histogram[some, bins].tolist(),
         "strongest": _contexts(seen.strongest, words, exponents, some),
         "chance": _contexts(seen.by_chance, words, exponents, some),
         "together": _near(seen.fires_with, some),

@@ -122,7 +122,7 @@ def rendered(template: str, drawn: Mapping[str, plots.Plot], **words: Any) -> st
 def _require_links(dashboards: Mapping[int, str], total: int) -> None:
     for index, link in dashboards.items():
         require(0 <= index < total, f"there is no member {index} to have a dashboard: there are {total}")
-        below = not link.startswith("/") and ":" not in link.partition("/")[0]
+        below = not link.startswith("/") and not {":", "\\"} & set(link) and ".." not in link.split("/")
         require(
             below, f"a dashboard lies below the page, such as members/007/features/index.html, not {link!r}"
         )

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sae_jax.grid import members
+from sae_jax.metrics import stability_file
 from sae_jax.metrics.stability import Stability
 from sae_jax.report.figures import frontier_png
 from sae_jax.report.page import sweep_page
@@ -22,8 +23,9 @@ OF_THE_TABLE = ("axes", "saved")
 def renew(folder: str | Path, truth: World | None = None) -> None:
     """Write `report.html` and `frontier.png` of a finished run anew, with what has come since.
 
-    The page leads to the dashboards in `members/*/features/` and shows the labels beside the members. Seeds
-    are held against each other again where all weights were saved and it takes no minutes.
+    The page leads to the dashboards in `members/*/features/` and shows the labels beside the members. How
+    far seeds agree is in the run's `stability.npz`; without it, it is worked out where all weights were saved
+    and it takes no minutes.
 
     Args:
       folder: of a run, written by `sae-jax sweep` or `SweepResult.save`.
@@ -40,7 +42,10 @@ def renew(folder: str | Path, truth: World | None = None) -> None:
     about = json.loads((folder / "sweep.json").read_text())
     tokens = seed_tokens() if about.get("data") == SEED_TOKENS else None
     told = {name: value for name, value in about.items() if name not in OF_THE_TABLE}
-    page = sweep_page(result, told, tokens, _between_seeds(result), truth, dashboards(folder, result))
+    # whether what comes back is true is asked of all members' weights
+    truth = truth if len(result.kept) == members(result.grid) else None
+    found = stability_file.read(folder) or _between_seeds(result)
+    page = sweep_page(result, told, tokens, found, truth, dashboards(folder, result))
     with _staged(folder) as stage:
         (stage / "report.html").write_text(page, encoding="utf-8")
         frontier_png(result, stage / "frontier.png")

@@ -444,6 +444,7 @@ def test_rows_without_tokens(at, tmp_path):
     seen = at("#feature=1", where=tmp_path)
     seen.page.wait_for_selector(".context")
     rows = seen.page.locator(".context .peak").all_inner_texts()
+    assert rows
     assert all(text.isdigit() for text in rows)
     assert seen.accessibility() == []
     seen.require_quiet(tmp_path)

@@ -1,6 +1,5 @@
 """The interactive figures of a sweep's page, as plain plotly dictionaries ready for JSON."""
 
-from sae_jax.report.numbers import short, spread, thin, told
 from sae_jax.report.plots.latents import density, features
 from sae_jax.report.plots.seeds import stability
 from sae_jax.report.plots.settings import axes, settings
@@ -17,9 +16,5 @@ __all__ = [
     "features",
     "frontier",
     "settings",
-    "short",
-    "spread",
     "stability",
-    "thin",
-    "told",
 ]

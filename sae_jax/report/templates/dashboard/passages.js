@@ -15,6 +15,7 @@ function cell(whole, feature, name) {
 }
 
 function drawPassage(passages, chosen) {
+  if (chosen >= passages.length) throw new Error(`There is no passage ${chosen}: the last is ${passages.length - 1}.`);
   const passage = passages[chosen];
   const options = passages.map((each, place) => element("option", {value: String(place), selected: place === chosen}, `${place + 1}. ${opening(each)}`));
   const choice = element("select", {onchange: (event) => { location.hash = `#passage=${event.target.value}`; }}, ...options);
