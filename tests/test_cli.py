@@ -21,6 +21,7 @@ FILES = {
     "metrics.csv",
     "metrics.jsonl",
     "history.npz",
+    "stability.npz",
     "members",
     "frontier.png",
     "report.html",
@@ -66,7 +67,7 @@ def test_the_default_sweep(tmp_path):
     done = sae("sweep", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     out = tmp_path / "runs" / "tokens-1"
-    assert {path.name for path in out.iterdir()} == FILES | {"stability.npz"}
+    assert {path.name for path in out.iterdir()} == FILES
     assert len(rows_of(out)) == 256
     assert "256 members" in done.stderr
     assert "wrote runs/tokens-1/" in done.stderr
@@ -79,7 +80,7 @@ def test_the_default_sweep(tmp_path):
 
 def test_the_folder_of_a_sweep(swept):
     done, out = swept
-    assert {path.name for path in out.iterdir()} == FILES | {"stability.npz"}
+    assert {path.name for path in out.iterdir()} == FILES
     assert {path.name for path in (out / "members").iterdir()} == {f"{i:03d}" for i in range(16)}
     rows = rows_of(out)
     assert list(rows[0]) == (
@@ -377,7 +378,7 @@ def test_a_signal_while_the_folder_is_written_waits(tmp_path):
     running.send_signal(signal.SIGTERM)
     told = running.communicate(timeout=60)[1]
     assert running.returncode == 0, told
-    assert {path.name for path in (tmp_path / "r").iterdir()} == FILES | {"stability.npz"}
+    assert {path.name for path in (tmp_path / "r").iterdir()} == FILES
 
 
 def test_a_full_disk_leaves_nothing_half_written(small_disk):
