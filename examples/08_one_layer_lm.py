@@ -313,10 +313,10 @@ def read(
             words=words,
             unembedding=to_logits,
             options=features.Options(strongest=30, before=12, after=4),
-            about={"SAE": f"{names(result)[chosen]}, of examples/08_one_layer_lm.py"},
         )
         if kind == "features":
-            report.write_dashboard(found, out / "dashboard")
+            told = {"SAE": f"{names(result)[chosen]}, of examples/08_one_layer_lm.py"}
+            report.write_dashboard(found._replace(about=told), out / "dashboard")
         active = in_contexts(found)
         order = np.random.default_rng(0).permutation(len(active))[:RANDOM]
         drawn = [active[place] for place in order.tolist()]

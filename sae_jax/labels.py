@@ -126,6 +126,11 @@ def asked(
     return found
 
 
+def named(feature: int, labels: Mapping[int, str]) -> str:
+    """A feature by its number, and by its label where it has one."""
+    return f"{feature} {labels[feature]}" if feature in labels else str(feature)
+
+
 def shown(label: str) -> str:
     """A label on one line, without what would steer a terminal."""
     line = " ".join(label.split())

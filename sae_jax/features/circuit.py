@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from sae_jax.base import SAE, Params, require
 from sae_jax.folds import fold_decoder_norms, inner, untied
+from sae_jax.labels import named
 from sae_jax.layer_norm import is_layer_normed, layer_norm
 
 AROUND_AN_SAE = ("inputs", "SAE features", "outputs")
@@ -116,7 +117,7 @@ def circuit(
 
     called = (
         lambda i: _named(inputs, i, f"x{i}"),
-        lambda k: f"{k} {labels[k]}" if labels and k in labels else str(k),
+        lambda k: named(k, labels or {}),
         lambda o: _named(outputs, o, f"#{o}"),
     )
     places = strongest, features, chosen

@@ -44,6 +44,9 @@ class Options(NamedTuple):
         return self.before + 1 + self.after
 
 
+USUAL = Options()
+
+
 class Kept(NamedTuple):
     """The contexts kept of each feature."""
 

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped
 
 from sae_jax.base import SAE, Params, require
 from sae_jax.data.stored import read_ahead
-from sae_jax.features.keeping import ROWS_AT_A_TIME, Kept, Options, Sums, edges_for, nothing, take_in
+from sae_jax.features.keeping import ROWS_AT_A_TIME, USUAL, Kept, Options, Sums, edges_for, nothing, take_in
 from sae_jax.features.observed import NONE, Examples, Passages, Seen
 from sae_jax.features.reading import Reading, Stretch, stretches, windows
 from sae_jax.features.together import fires_with
@@ -45,7 +45,7 @@ def look(
     sae: SAE,
     params: Params,
     reading: Reading,
-    options: Options = Options(),  # noqa: B008 - a value
+    options: Options = USUAL,
     *,
     seed: int = 0,
     told: Callable[[Told], None] = lambda now: None,
@@ -149,6 +149,11 @@ def _memory(step) -> int:
     return whole - found.alias_size_in_bytes
 
 
+def most_active(f: Float[np.ndarray, "tokens d_sae"], most: int) -> Int[np.ndarray, "shown"]:
+    """The features that are most active on some tokens, in their own order."""
+    return np.sort(np.argsort(-f.max(axis=0, initial=0), kind="stable")[:most])
+
+
 def _passages(f: Array, stretch: Stretch, wanted: np.ndarray, most: int) -> list[tuple[np.ndarray, ...]]:
     """Of the contexts that are wanted, those in this stretch: rows, the strongest features, their values.
 
@@ -163,7 +168,7 @@ def _passages(f: Array, stretch: Stretch, wanted: np.ndarray, most: int) -> list
         here = [(stretch.rows[each], np.asarray(_one(f, each))) for each in inside.tolist()]
     found = []
     for rows, values in here:
-        features = np.sort(np.argsort(-values.max(axis=0), kind="stable")[:most])
+        features = most_active(values, most)
         active = values[:, features].max(axis=0) > 0
         found.append((rows, np.where(active, features, NONE), values[:, features]))
     return found

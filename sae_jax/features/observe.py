@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from sae_jax.base import require
-from sae_jax.features.keeping import Options
+from sae_jax.features.keeping import USUAL, Options
 from sae_jax.features.look import Told, look, require_fit
 from sae_jax.features.observed import NONE, Observed, Seen, Weighed
 from sae_jax.features.reading import Reading
@@ -27,7 +27,7 @@ def observe(
     labels: Mapping[int, str] | None = None,
     unembedding: Float[Array | np.ndarray, "d_out vocabulary"] | None = None,
     others: Sequence[TrainedSAE] = (),
-    options: Options = Options(),  # noqa: B008 - a value
+    options: Options = USUAL,
     projection: Literal["pca", "umap"] = "pca",
     about: Mapping[str, Any] | None = None,
     told: Callable[[Told], None] = lambda now: None,

@@ -124,16 +124,6 @@ def by_setting(
     return Table(across, down, xs, ys, mean, half_width)
 
 
-def most_active(f: Float[np.ndarray, "tokens d_sae"], most: int) -> np.ndarray:
-    """The features that are most active on some tokens, in their own order."""
-    return np.sort(np.argsort(-f.max(axis=0, initial=0), kind="stable")[:most])
-
-
-def feature_name(number: int, labels: Mapping[int, str]) -> str:
-    """A feature by its number, and by its label where it has one."""
-    return f"{number} {labels[number]}" if number in labels else str(number)
-
-
 def log_spaced(values: np.ndarray) -> bool:
     """Whether the median lies nearer the geometric than the arithmetic middle of the ends."""
     if values.dtype.kind == "U":

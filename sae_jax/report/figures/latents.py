@@ -7,8 +7,10 @@ from jaxtyping import Array, Float
 from matplotlib.axes import Axes
 
 from sae_jax.base import require
+from sae_jax.features.look import most_active
+from sae_jax.labels import named
 from sae_jax.report.figures.canvas import figure_of, new_axes
-from sae_jax.report.numbers import feature_name, most_active, on_one_line
+from sae_jax.report.numbers import on_one_line
 from sae_jax.trained import TrainedSAE
 
 MOST_WRITTEN = 400
@@ -104,7 +106,7 @@ def features_of(
     strange = [int(number) for number in chosen if not 0 <= number < d_sae]
     require(not strange, f"this SAE has features 0 to {d_sae - 1}, not {', '.join(map(str, strange))}")
     known = trained.about.labels if labels is None else labels
-    names = [on_one_line(feature_name(number, known)) for number in chosen.tolist()]
+    names = [on_one_line(named(number, known)) for number in chosen.tolist()]
     shown = f[:, chosen]
     written = [on_one_line(token) for token in tokens]
     return heat_map(shown, written, ax, title, names=names, top=float(shown.max(initial=0)) or 1.0)

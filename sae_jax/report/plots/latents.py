@@ -4,8 +4,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from sae_jax.features.look import most_active
+from sae_jax.labels import named
 from sae_jax.metrics import DENSITY_BINS
-from sae_jax.report.numbers import feature_name, most_active, on_one_line
+from sae_jax.report.numbers import on_one_line
 from sae_jax.report.plots.words import Plot, plain, words
 from sae_jax.result import SweepResult
 from sae_jax.synthetic import Tokens
@@ -26,7 +28,7 @@ def features(result: SweepResult, shown: list[int], tokens: Tokens | None) -> Pl
         f = np.asarray(member.sae.encode(member.params, x))  # not jitted: each would compile anew
         chosen = most_active(f, MOST_CELLS)
         labels = member.about.labels
-        names = [words(on_one_line(feature_name(number, labels))) for number in chosen.tolist()]
+        names = [words(on_one_line(named(number, labels))) for number in chosen.tolist()]
         views[str(index)] = {"features": names, "z": plain(f[:, chosen])}
     return {"tokens": [words(on_one_line(name)) for name in tokens.names[:MOST_CELLS]], "views": views}
 
