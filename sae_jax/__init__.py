@@ -1,5 +1,7 @@
 """Sparse autoencoders in JAX: pure functions, one step, sweeps by vmap."""
 
+from typing import TYPE_CHECKING, Any
+
 from sae_jax import (
     adapters,
     architectures,
@@ -21,7 +23,7 @@ from sae_jax import (
     synthetic,
     transforms,
 )
-from sae_jax.adapters import SAEModule, export_functions, export_saelens, to_torch
+from sae_jax.adapters import export_functions, export_saelens, to_torch
 from sae_jax.architectures import (
     batch_topk,
     crosscoder,
@@ -44,6 +46,9 @@ from sae_jax.result import SweepResult, join
 from sae_jax.sweep import Group, Look, sweep, sweep_all
 from sae_jax.train import Saving, Stopped, init, make_step, run, run_resumable
 from sae_jax.trained import TrainedSAE, load, load_all
+
+if TYPE_CHECKING:
+    from sae_jax.adapters import SAEModule
 
 __version__ = "0.1.0"
 
@@ -114,3 +119,10 @@ __all__ = [
     "transforms",
     "zipped",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """`SAEModule`, when it is asked for; see `adapters`."""
+    if name != "SAEModule":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return adapters.SAEModule

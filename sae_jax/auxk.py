@@ -9,7 +9,7 @@ Common to all: of the latents that are dead, the `k_aux` with the largest pre-ac
 and e = y - x_hat is what they should give.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +17,10 @@ from jaxtyping import Array, Bool, Float, Scalar
 
 from sae_jax.activations import relu
 from sae_jax.base import Progress
-from sae_jax.selection import Number, largest
+from sae_jax.selection import Number, entries, largest
+from sae_jax.sparse import Encoded, Few
 
-Decode = Callable[[Float[Array, "batch d_sae"]], Float[Array, "batch d_out"]]
+Decode = Callable[[Float[Array, "batch d_sae"] | Few], Float[Array, "batch d_out"]]
 """The decoder without its bias."""
 
 
@@ -31,8 +32,18 @@ def wanted(auxk: Number) -> bool:
     return not (isinstance(auxk, float | int) and auxk == 0)
 
 
+def needed(hyper: Mapping[str, Number], progress: Progress) -> Bool[Array, ""]:
+    """Whether any latent may be dead by one of the conventions below; where none is, the loss is 0 by each.
+
+    Args:
+      hyper: holds `dead_after`.
+      progress: of the training so far.
+    """
+    return (progress.since_fired + 1 >= hyper["dead_after"]).any()
+
+
 def saelens(
-    pre: Float[Array, "batch d_sae"],
+    pre: Float[Array, "batch d_sae"] | Encoded,
     residual: Float[Array, "batch d_out"],
     y: Float[Array, "batch d_out"],
     decode: Decode,
@@ -52,7 +63,7 @@ def saelens(
 
 
 def normalised(
-    pre: Float[Array, "batch d_sae"],
+    pre: Float[Array, "batch d_sae"] | Encoded,
     residual: Float[Array, "batch d_out"],
     y: Float[Array, "batch d_out"],
     decode: Decode,
@@ -68,14 +79,14 @@ def normalised(
     dead = jnp.where(fired, 0, progress.since_fired + 1) >= dead_after
     e = jax.lax.stop_gradient(residual)
     spread = jnp.square(e - e.mean(axis=0)).sum()
-    error = jnp.square(decode(top_dead(relu(pre), dead, k_aux)) - e).sum()
+    error = jnp.square(decode(relu(top_dead(pre, dead, k_aux))) - e).sum()
     # both branches of a where are differentiated: no division by 0 may stand in either
     whole = error / jnp.where(spread > 0, spread, 1)
     return jnp.where(dead.any() & (spread > 0) & jnp.isfinite(whole), whole, 0)
 
 
 def fvu(
-    pre: Float[Array, "batch d_sae"],
+    pre: Float[Array, "batch d_sae"] | Encoded,
     residual: Float[Array, "batch d_out"],
     y: Float[Array, "batch d_out"],
     decode: Decode,
@@ -89,13 +100,13 @@ def fvu(
     A latent is dead that was silent for more than `dead_after` steps before this one.
     """
     dead = progress.since_fired > dead_after
-    error = jnp.square(decode(top_dead(relu(pre), dead, k_aux)) - jax.lax.stop_gradient(residual)).sum()
+    error = jnp.square(decode(relu(top_dead(pre, dead, k_aux))) - jax.lax.stop_gradient(residual)).sum()
     spread = jnp.square(y - y.mean(axis=0)).sum()
     return scale(dead, k_aux, pre.dtype) * error / jnp.where(spread > 0, spread, 1)
 
 
 def attached(
-    pre: Float[Array, "batch d_sae"],
+    pre: Float[Array, "batch d_sae"] | Encoded,
     residual: Float[Array, "batch d_out"],
     y: Float[Array, "batch d_out"],
     decode: Decode,
@@ -110,14 +121,18 @@ def attached(
     silent for `dead_after` steps or more, this one included.
     """
     dead = jnp.where(fired, 0, progress.since_fired + 1) >= dead_after
-    error = jnp.square(decode(top_dead(relu(pre), dead, k_aux)) - residual).mean()
+    error = jnp.square(decode(relu(top_dead(pre, dead, k_aux))) - residual).mean()
     return jnp.where(dead.any(), error, 0)
 
 
 def top_dead(
-    pre: Float[Array, "batch d_sae"], dead: Bool[Array, "d_sae"], k_aux: int
-) -> Float[Array, "batch d_sae"]:
+    pre: Float[Array, "batch d_sae"] | Encoded, dead: Bool[Array, "d_sae"], k_aux: int
+) -> Float[Array, "batch d_sae"] | Few:
     """The `k_aux` largest pre-activations of each row among dead latents, the rest 0."""
+    if isinstance(pre, Encoded):
+        among = jnp.where(dead, pre.values, -jnp.inf)
+        latents, chosen = entries(among, min(k_aux, dead.size))
+        return pre.per_row(latents, chosen & dead[latents])
     chosen = largest(jnp.where(dead, pre, -jnp.inf), k_aux) & dead
     return jnp.where(chosen, pre, 0)
 

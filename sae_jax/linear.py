@@ -13,13 +13,14 @@ from jaxtyping import Array, Float
 from optax import safe_norm
 
 from sae_jax.base import Params, require
+from sae_jax.sparse import Encoded, Few, as_it_is
 
 TINY = 4096
 """Multiply-adds up to which a product costs more to call than to compute, measured in docs/design.md."""
 
 
 def matmul(
-    a: Float[Array | np.ndarray, "*batch inner"], b: Float[Array | np.ndarray, "inner out"]
+    a: Float[Array | np.ndarray, "*batch inner"] | Few, b: Float[Array | np.ndarray, "inner out"]
 ) -> Float[Array, "*batch out"]:
     """`a b`, to the `precision` that is set, by the form that is fastest for the size.
 
@@ -40,6 +41,8 @@ def matmul(
 
 
 def _product(a, b, precision: Precision | None = None) -> Array:
+    if isinstance(a, Few):
+        return a.times(b)
     return _fused(a, b) if _is_tiny(a, b) else jnp.matmul(a, b, precision=precision)
 
 
@@ -55,6 +58,8 @@ def _fused(a, b) -> Array:
 
 def _bfloat16_product(a, b) -> Array:
     """`a b` of rounded operands where these are float32; other dtypes keep what they have."""
+    if isinstance(a, Few):
+        return a.times(b, _rounded)
     if jnp.result_type(a, b) != jnp.float32:
         return _product(a, b)
     return _rounded_product(jnp.asarray(a, jnp.float32), jnp.asarray(b, jnp.float32))
@@ -92,6 +97,8 @@ _rounded_product.defvjp(_forward, _backward)
 
 def _rounded(array: Float[Array, "*shape"]) -> Array:
     """The nearest bfloat16, left in float32: a conversion there and back XLA may leave out."""
+    if array.dtype != jnp.float32:
+        return array
     return jax.lax.reduce_precision(array, exponent_bits=8, mantissa_bits=7)
 
 
@@ -149,9 +156,22 @@ def pre_activations(
     return matmul(centred, W_enc) + params["b_enc"]
 
 
+def remembered(
+    params: Params, x: Float[Array | np.ndarray, "*batch d_in"], apply_b_dec_to_input: bool
+) -> Encoded:
+    """`pre_activations` for a loss of few of them: the gradient is led to the weights from those alone.
+
+    Arguments: as `pre_activations`.
+    """
+    x = jnp.asarray(x)
+    pre = pre_activations(jax.lax.stop_gradient(params), x, apply_b_dec_to_input)
+    rounding = _rounded if _chosen.value is _bfloat16_product else as_it_is
+    return Encoded(pre, params, x, apply_b_dec_to_input, rounding)
+
+
 def decode(
     params: Params,
-    f: Float[Array | np.ndarray, "*batch d_sae"],
+    f: Float[Array | np.ndarray, "*batch d_sae"] | Few,
     x: Float[Array | np.ndarray, "*batch d_in"] | None = None,
 ) -> Float[Array, "*batch d_out"]:
     """`x_hat = f W_dec + b_dec`, plus `x W_skip` where there is a skip connection and `x` is given.
@@ -168,12 +188,16 @@ def decode(
     return x_hat if x is None or "W_skip" not in params else x_hat + matmul(x, params["W_skip"])
 
 
-def to_decoder_units(params: Params, pre: Float[Array, "*batch d_sae"]) -> Float[Array, "*batch d_sae"]:
+def to_decoder_units(
+    params: Params, pre: Float[Array, "*batch d_sae"] | Encoded
+) -> Float[Array, "*batch d_sae"] | Encoded:
     """`pre_i |W_dec_i|`: pre-activations by what they would add to the reconstruction."""
     return pre * safe_norm(params["W_dec"], 0.0, axis=-1)
 
 
-def from_decoder_units(params: Params, f: Float[Array, "*batch d_sae"]) -> Float[Array, "*batch d_sae"]:
+def from_decoder_units(
+    params: Params, f: Float[Array, "*batch d_sae"] | Few
+) -> Float[Array, "*batch d_sae"] | Few:
     """`f_i / |W_dec_i|`: what the decoder takes, back from decoder units; 0 for a row of zeros."""
     norm = safe_norm(params["W_dec"], 0.0, axis=-1)
     return f * jnp.where(norm > 0, 1 / jnp.where(norm > 0, norm, 1), 0)

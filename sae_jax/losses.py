@@ -5,9 +5,11 @@ from collections.abc import Callable, Sequence
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Scalar
 
+from sae_jax.activations import activity
 from sae_jax.base import Batch, Params
 from sae_jax.linear import decode, matmul
 from sae_jax.selection import Number
+from sae_jax.sparse import Few
 
 
 def reduce(values: Float[Array, "batch features"], mean_features: bool) -> Scalar:
@@ -69,7 +71,7 @@ def l1(
     return reduce(size if weights is None else size * weights, mean_features)
 
 
-def l0(f: Float[Array, "batch d_sae"]) -> Scalar:
+def l0(f: Float[Array, "batch d_sae"] | Few) -> Scalar:
     """Mean number of active latents per row: `mean_b #{i: f_bi > 0}`.
 
     Args:
@@ -78,7 +80,7 @@ def l0(f: Float[Array, "batch d_sae"]) -> Scalar:
     Returns:
       A scalar of the dtype of `f`; no gradient flows through it.
     """
-    return (f > 0).sum(axis=-1).mean(dtype=f.dtype)
+    return activity(f).l0
 
 
 def lp(
@@ -114,26 +116,30 @@ def lp(
 
 # How a reconstruction is made and judged: (params, f, batch) -> (x_hat, error)
 
-Reconstruction = Callable[[Params, Float[Array, "batch d_sae"], Batch], tuple[Array, Scalar]]
+Reconstruction = Callable[[Params, Float[Array, "batch d_sae"] | Few, Batch], tuple[Array, Scalar]]
 
 
-def summed(params: Params, f: Float[Array, "batch d_sae"], batch: Batch) -> tuple[Array, Scalar]:
+def summed(params: Params, f: Float[Array, "batch d_sae"] | Few, batch: Batch) -> tuple[Array, Scalar]:
     """`mean_b sum_d (x_hat - y)^2`: SAELens, dictionary_learning, the papers."""
     x_hat = decode(params, f, batch.x)
     return x_hat, squared_error(x_hat, batch.y, mean_features=False)
 
 
-def averaged(params: Params, f: Float[Array, "batch d_sae"], batch: Batch) -> tuple[Array, Scalar]:
+def averaged(params: Params, f: Float[Array, "batch d_sae"] | Few, batch: Batch) -> tuple[Array, Scalar]:
     """`mean_b mean_d (x_hat - y)^2`: the seed, the BatchTopK repository."""
     x_hat = decode(params, f, batch.x)
     return x_hat, squared_error(x_hat, batch.y)
 
 
-def unexplained(params: Params, f: Float[Array, "batch d_sae"], batch: Batch) -> tuple[Array, Scalar]:
+def unexplained(params: Params, f: Float[Array, "batch d_sae"] | Few, batch: Batch) -> tuple[Array, Scalar]:
     """`sum (x_hat - y)^2 / sum (y - mean_b y)^2`, the fraction of variance unexplained: sparsify."""
     x_hat = decode(params, f, batch.x)
     spread = jnp.square(batch.y - batch.y.mean(axis=0)).sum()
     return x_hat, jnp.square(x_hat - batch.y).sum() / jnp.where(spread > 0, spread, 1)
+
+
+WHOLE = (summed, averaged, unexplained)
+"""Those that take all latents in one product."""
 
 
 def nested(prefixes: Sequence[int], weights: Sequence[float]) -> Reconstruction:

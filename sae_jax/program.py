@@ -128,8 +128,10 @@ def program_of(
         return build(hyper)[0].encode(trained_params(state), x)
 
     def vmapped_step(state: Members, batch: Batch):
-        over_members = jax.vmap(guarded_step, in_axes=(0, 0, 0, None))
-        train, ending, logs = over_members(state.hyper, state.train, state.ending, sharding.rows(batch))
+        over_members = jax.vmap(guarded_step)
+        count = state.train.progress.step.shape[0]
+        own = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (count, *leaf.shape)), sharding.rows(batch))
+        train, ending, logs = over_members(state.hyper, state.train, state.ending, own)
         return laid_out(Members(state.hyper, train, ending)), logs
 
     def vmapped_measure(state: Members, batch: Batch, centre):

@@ -3,8 +3,8 @@
 from typing import NamedTuple
 
 import numpy as np
+import scipy
 from jaxtyping import Float, Int
-from scipy.special import stdtrit
 
 from sae_jax.grid import Grid
 
@@ -105,4 +105,4 @@ def half_width(values: Float[np.ndarray, "n"]) -> float:
 
 def student(standard_error: float, n: int) -> float:
     """Half the width of Student's interval from the standard error of n values' mean."""
-    return float(stdtrit(n - 1, (1 + CONFIDENCE) / 2) * standard_error)
+    return float(scipy.special.stdtrit(n - 1, (1 + CONFIDENCE) / 2) * standard_error)

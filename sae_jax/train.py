@@ -25,7 +25,9 @@ Step = Callable[[Any, Batch], tuple[Any, dict[str, Array]]]
 History = dict[str, np.ndarray]
 """Logs by name, [points, ...], and `step` [points]: after how many steps each point was taken."""
 
-SECONDS_PER_CHUNK = 0.5
+SECONDS_PER_CHUNK = 1.0
+"""What a chunk takes at least, where that many steps are left: each takes up its working memory anew."""
+SECONDS_OF_A_LONG_CHUNK = 3.0
 SECONDS_BETWEEN_CHECKPOINTS = 60.0
 SECONDS_WORTH_KEEPING = 2.0  # a finished run shorter than this is repeated sooner than saved
 
@@ -132,7 +134,7 @@ def run(
 ) -> tuple[Any, History]:
     """Repeat `step` over the batches `start` to `steps - 1` of a source.
 
-    The steps run on the device in chunks of about half a second. How they are chunked changes no bit of
+    The steps run on the device in chunks of one to three seconds. How they are chunked changes no bit of
     the outcome: step i sees batch i, so a run that stops and goes on equals one that does not. Of several
     processes the first decides how many steps a chunk has.
 
@@ -171,7 +173,7 @@ def run(
         logs = {name: recorded[:count, k] for k, name in enumerate(names)}
         return {"step": np.asarray(stops[:count], np.int64), **logs}
 
-    state = jax.tree.map(jnp.copy, state)
+    state = _copied(state)
     done, chunk, count = start, 1, 0
     for stage, end in stages(source, start, until):
         while done < end:
@@ -186,9 +188,17 @@ def run(
                 count += 1
             if between is not None and between(done, state, history(count)):
                 return state, history(count)
-            grown = max(chunk, now * 2) if seconds < SECONDS_PER_CHUNK else max(1, now // 2)
-            chunk = distributed.leader(grown)
+            if seconds < SECONDS_PER_CHUNK:
+                chunk = max(chunk, now * 2)
+            elif seconds > SECONDS_OF_A_LONG_CHUNK:
+                chunk = max(1, now // 2)
+            chunk = distributed.leader(chunk)
     return state, history(count)
+
+
+@jax.jit
+def _copied(state: Any) -> Any:
+    return jax.tree.map(jnp.copy, state)
 
 
 def points_of(start: int, steps: int, points: int) -> list[int]:

@@ -149,7 +149,15 @@ CASES = [
         averaged_adam,
         "auxk",
     ),
+    Case(
+        "topk-sparse",
+        partial(sae_jax.topk, d_in=5, d_sae=7, k_max=3, dead_after=3, auxk_loss=auxk.normalised, sparse=True),
+        field_adam,
+        "k",
+        KS,
+    ),
     Case("batch-topk", partial(small_batch_topk, auxk_loss=auxk.attached), field_adam, "k", KS),
+    Case("batch-topk-sparse", partial(small_batch_topk, auxk_loss=auxk.fvu, sparse=True), adam, "k", KS),
     Case("batch-topk-rescaled", partial(small_batch_topk, rescale_acts_by_decoder_norm=True), adam, "k", KS),
     Case("jumprelu", small_jumprelu, jumprelu_adam, "l0_coefficient"),
     Case(
@@ -216,6 +224,7 @@ THOROUGH = [
         "relu-resampled",
         "topk-saelens",
         "topk-sparsify",
+        "topk-sparse",
         "batch-topk",
         "jumprelu-tanh",
         "gated-target-l0",

@@ -1,11 +1,14 @@
 """The BatchTopK SAE: a fixed number of features per batch, and a threshold for single rows."""
 
+from functools import partial
+
 import jax.numpy as jnp
 from jaxtyping import Array, Shaped
 
 from sae_jax import activations, initialisation, linear, losses
 from sae_jax import auxk as conventions
 from sae_jax.base import SAE, Info, architecture, require_k, require_positive, require_weight
+from sae_jax.sparse import one_by_one, pays
 
 
 @architecture
@@ -26,6 +29,7 @@ def batch_topk(
     apply_b_dec_to_input: bool = True,
     decoder_init_norm: float = 1.0,
     reconstruction: losses.Reconstruction = losses.summed,
+    sparse: bool | None = None,
 ) -> SAE:
     """Sparse autoencoder that keeps the k n largest pre-activations of a batch of n rows.
 
@@ -45,7 +49,8 @@ def batch_topk(
       threshold_decay: of the moving average.
       threshold_start: the first step that enters it.
       threshold_init: before it; below 0, the first minimum is taken as it is.
-      rescale_acts_by_decoder_norm, apply_b_dec_to_input, decoder_init_norm, reconstruction: as in `topk`.
+      rescale_acts_by_decoder_norm, apply_b_dec_to_input, decoder_init_norm: as in `topk`.
+      reconstruction, sparse: as in `topk`.
 
     Returns:
       An `SAE`. Params: as `topk`, and `threshold` [], which no gradient moves.
@@ -63,6 +68,7 @@ def batch_topk(
     require_positive("decoder_init_norm", decoder_init_norm)
     require_positive("k_aux", k_aux)
     k_aux = max(1, d_in // 2) if k_aux is None else k_aux
+    bound = k if k_max is None else k_max
 
     def init(key, dtype=jnp.float32):
         params = initialisation.tied_rows(key, d_in, d_sae, decoder_init_norm, dtype)
@@ -87,27 +93,39 @@ def batch_topk(
         # x_hat = f W_dec + b_dec
         return linear.decode(params, coefficients(params, f), x)
 
-    def loss(params, batch, progress):
-        pre = pre_activations(params, batch.x)
-        f = activations.batch_topk(pre, k, k_max)
+    def objective(hyper, params, batch, progress, encoded=pre_activations, reviving=True):
+        pre = encoded(params, batch.x)
+        f = activations.batch_topk(pre, hyper["k"], bound)
         # |x_hat - x|^2
         x_hat, error = reconstruction(params, coefficients(params, f), batch)
-        fired = (f > 0).any(axis=0)
-        total, logs = error, {"reconstruction": error, "l0": losses.l0(f)}
+        fired, l0 = activations.activity(f)
+        total, logs = error, {"reconstruction": error, "l0": l0}
         if conventions.wanted(auxk):
             # AuxK: the dead latents' reconstruction of x - x_hat
-            logs["auxk"] = auxk_loss(
+            logs["auxk"] = jnp.zeros_like(error) if not reviving else auxk_loss(
                 pre, batch.y - x_hat, batch.y,
                 lambda a: linear.matmul(coefficients(params, a), params["W_dec"]),
-                fired, progress, k_aux, dead_after,
+                fired, progress, k_aux, hyper["dead_after"],
             )  # fmt: skip
-            total = error + auxk * logs["auxk"]
+            total = error + hyper["auxk"] * logs["auxk"]
         threshold = following(params["threshold"], f, progress.step)
         return total, Info(logs, fired, assigned={"threshold": threshold})
 
+    def remembered(params, x):
+        pre = linear.remembered(params, x, apply_b_dec_to_input)
+        return linear.to_decoder_units(params, pre) if rescale_acts_by_decoder_norm else pre
+
+    few = partial(objective, encoded=remembered)
+    by_entries = one_by_one(few, partial(few, reviving=False), conventions.needed)
+
+    def loss(params, batch, progress):
+        hyper = {"k": k, "auxk": auxk, "dead_after": dead_after}
+        sparsely = reconstruction in losses.WHOLE and pays(sparse, len(batch.x), d_in, d_sae, bound)
+        return (by_entries if sparsely else objective)(hyper, params, batch, progress)
+
     def following(threshold, f, step):
         # threshold <- decay threshold + (1 - decay) min {f_bi > 0}
-        smallest = jnp.min(f, where=f > 0, initial=jnp.inf)
+        smallest = activations.smallest(f)
         average = threshold_decay * threshold + (1 - threshold_decay) * smallest
         moved = jnp.where(threshold < 0, smallest, average)
         return jnp.where((step >= threshold_start) & jnp.isfinite(smallest), moved, threshold).astype(

@@ -99,11 +99,12 @@ def crosscoder(
         errors = jnp.square(decode(params, f) - batch.y).sum(axis=-1).mean(axis=0)
         # sum_i f_i sum_s |W_dec_is|
         norms = jnp.linalg.norm(params["W_dec"], axis=-1).sum(axis=-1)
-        error, sparsity, l0 = errors.sum(), losses.l1(f, norms, mean_features=False), losses.l0(f)
+        error, sparsity = errors.sum(), losses.l1(f, norms, mean_features=False)
+        fired, l0 = activations.activity(f)
         weight, assigned = control.penalty_weight(params, progress.step, l0, l1, l1_warmup, target_l0)
         logs = {"reconstruction": error, "sparsity": sparsity, "l0": l0}
         logs |= {f"reconstruction_{s}": errors[s] for s in range(sources)}
-        return error + weight * sparsity, Info(logs, (f > 0).any(axis=0), assigned)
+        return error + weight * sparsity, Info(logs, fired, assigned)
 
     return SAE(init, encode, decode, loss)
 

@@ -89,13 +89,13 @@ def gated(
         _, error = reconstruction(params, f, batch)
         # |ReLU(pi_gate)|_1
         norms = jnp.linalg.norm(params["W_dec"], axis=-1) if decoder_norm_l1 else None
-        sparsity, l0 = losses.l1(open_gate, norms, mean_features=False), losses.l0(f)
+        sparsity, (fired, l0) = losses.l1(open_gate, norms, mean_features=False), activations.activity(f)
         # |ReLU(pi_gate) [W_dec] + [b_dec] - x|^2
         decoder = {name: leaf for name, leaf in params.items() if name in ("W_dec", "b_dec", "W_skip")}
         decoder = jax.lax.stop_gradient(decoder) if detach_auxiliary else decoder
         auxiliary = losses.squared_error(linear.decode(decoder, open_gate, batch.x), batch.y, False)
         weight, assigned = control.penalty_weight(params, progress.step, l0, l1, l1_warmup, target_l0)
         logs = {"reconstruction": error, "sparsity": sparsity, "auxiliary": auxiliary, "l0": l0}
-        return error + weight * sparsity + auxiliary, Info(logs, (f > 0).any(axis=0), assigned)
+        return error + weight * sparsity + auxiliary, Info(logs, fired, assigned)
 
     return SAE(init, encode, linear.decode, loss)

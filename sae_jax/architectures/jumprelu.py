@@ -115,7 +115,7 @@ def jumprelu(
         counted = f if penalty_of_features else pre
         active = activations.step(counted, threshold, bandwidth, ste_to_input)
         norms = jnp.linalg.norm(params["W_dec"], axis=-1)
-        sparsity, l0 = penalty(active, f * norms, target_l0, tanh_scale), losses.l0(f)
+        sparsity, (fired, l0) = penalty(active, f * norms, target_l0, tanh_scale), activations.activity(f)
         weight, assigned = control.penalty_weight(
             params, progress.step, l0, l0_coefficient, l0_warmup, target_l0 if steering else None
         )
@@ -126,6 +126,6 @@ def jumprelu(
             shortfall = jnp.where(dead, activations.relu(threshold - pre), 0)
             logs["pre_act"] = (shortfall * norms).sum(axis=-1).mean()
             total = total + pre_act * logs["pre_act"]
-        return total, Info(logs, fired=(f > 0).any(axis=0), assigned=assigned)
+        return total, Info(logs, fired, assigned)
 
     return SAE(init, encode, linear.decode, loss)

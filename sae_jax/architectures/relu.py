@@ -112,12 +112,12 @@ def relu(
         exponent, following = (
             control.anneal(progress.step + i, p, p_end, *p_anneal) if annealed else p for i in (0, 1)
         )
-        sparsity, l0 = penalty(f, norms, exponent), losses.l0(f)
+        sparsity, (fired, l0) = penalty(f, norms, exponent), activations.activity(f)
         weight, assigned = control.penalty_weight(params, progress.step, l0, l1, l1_warmup, target_l0)
         if annealed and target_l0 is None:
             factor, assigned = control.continued(params, sparsity, penalty(f, norms, following))
             weight = weight * factor
         logs = {"reconstruction": error, "sparsity": sparsity, "l0": l0}
-        return error + weight * sparsity, Info(logs, fired=(f > 0).any(axis=0), assigned=assigned)
+        return error + weight * sparsity, Info(logs, fired, assigned)
 
     return SAE(init, encode, linear.decode, loss)

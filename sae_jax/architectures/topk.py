@@ -1,11 +1,14 @@
 """The TopK SAE: a fixed number of features per row, and no penalty."""
 
+from functools import partial
+
 import jax.numpy as jnp
 from jaxtyping import Array, Shaped
 
 from sae_jax import activations, initialisation, linear, losses
 from sae_jax import auxk as conventions
 from sae_jax.base import SAE, Info, architecture, require_k, require_positive, require_weight
+from sae_jax.sparse import one_by_one, pays
 
 
 @architecture
@@ -23,6 +26,7 @@ def topk(
     apply_b_dec_to_input: bool = True,
     decoder_init_norm: float = 1.0,
     reconstruction: losses.Reconstruction = losses.summed,
+    sparse: bool | None = None,
 ) -> SAE:
     """Sparse autoencoder that keeps the k largest pre-activations of each row.
 
@@ -46,6 +50,8 @@ def topk(
       apply_b_dec_to_input: subtract `b_dec` from the input.
       decoder_init_norm: of the decoder's rows at the start, the encoder their transpose, biases 0.
       reconstruction: how the reconstruction is judged: `losses.summed`, `.averaged`, `.unexplained`.
+      sparse: True to train by products of the chosen entries alone, False by products of whole matrices,
+        None for what is quicker at these sizes. Losses and gradients differ by rounding only.
 
     Returns:
       An `SAE`. Params: `W_enc` [d_in, d_sae], `b_enc` [d_sae], `W_dec` [d_sae, d_in], `b_dec` [d_in].
@@ -63,6 +69,7 @@ def topk(
     require_positive("decoder_init_norm", decoder_init_norm)
     require_positive("k_aux", k_aux)
     k_aux = max(1, d_in // 2) if k_aux is None else k_aux
+    bound = k if k_max is None else k_max
 
     def init(key, dtype=jnp.float32):
         return initialisation.tied_rows(key, d_in, d_sae, decoder_init_norm, dtype)
@@ -77,27 +84,39 @@ def topk(
 
     def encode(params, x):
         # f = ReLU(pi) [pi among the k largest of its row]
-        return activations.topk(pre_activations(params, x), k, k_max)
+        return activations.topk(pre_activations(params, x), k, bound)
 
     def decode(params, f, x=None):
         # x_hat = f W_dec + b_dec
         return linear.decode(params, coefficients(params, f), x)
 
-    def loss(params, batch, progress):
-        pre = pre_activations(params, batch.x)
-        f = activations.topk(pre, k, k_max)
+    def objective(hyper, params, batch, progress, encoded=pre_activations, reviving=True):
+        pre = encoded(params, batch.x)
+        f = activations.topk(pre, hyper["k"], bound)
         # |x_hat - x|^2
         x_hat, error = reconstruction(params, coefficients(params, f), batch)
-        fired = (f > 0).any(axis=0)
-        total, logs = error, {"reconstruction": error, "l0": losses.l0(f)}
+        fired, l0 = activations.activity(f)
+        total, logs = error, {"reconstruction": error, "l0": l0}
         if conventions.wanted(auxk):
             # AuxK: the dead latents' reconstruction of x - x_hat
-            logs["auxk"] = auxk_loss(
+            logs["auxk"] = jnp.zeros_like(error) if not reviving else auxk_loss(
                 pre, batch.y - x_hat, batch.y,
                 lambda a: linear.matmul(coefficients(params, a), params["W_dec"]),
-                fired, progress, k_aux, dead_after,
+                fired, progress, k_aux, hyper["dead_after"],
             )  # fmt: skip
-            total = error + auxk * logs["auxk"]
+            total = error + hyper["auxk"] * logs["auxk"]
         return total, Info(logs, fired, assigned={})
+
+    def remembered(params, x):
+        pre = linear.remembered(params, x, apply_b_dec_to_input)
+        return linear.to_decoder_units(params, pre) if rescale_acts_by_decoder_norm else pre
+
+    few = partial(objective, encoded=remembered)
+    by_entries = one_by_one(few, partial(few, reviving=False), conventions.needed)
+
+    def loss(params, batch, progress):
+        hyper = {"k": k, "auxk": auxk, "dead_after": dead_after}
+        sparsely = reconstruction in losses.WHOLE and pays(sparse, len(batch.x), d_in, d_sae, bound)
+        return (by_entries if sparsely else objective)(hyper, params, batch, progress)
 
     return SAE(init, encode, decode, loss)

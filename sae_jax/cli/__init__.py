@@ -11,6 +11,8 @@ import tyro
 import sae_jax
 from sae_jax.base import InputError
 from sae_jax.cli import (
+    benchmarking,
+    compilation_cache,
     conversion,
     dashboards,
     doctor,
@@ -46,6 +48,11 @@ def train(options: tyro.conf.OmitArgPrefixes[Training]) -> int:
 def plan(options: tyro.conf.OmitArgPrefixes[planning.Planning]) -> int:
     """Tell what a sweep will take of memory and time, on this machine or another; the options are sweep's."""
     return planning.run(options)
+
+
+def bench_(options: tyro.conf.OmitArgPrefixes[benchmarking.Bench]) -> int:
+    """Tell how fast this machine trains: four usual works, or one of your own, in about half a minute."""
+    return benchmarking.run(options)
 
 
 def eval_(options: tyro.conf.OmitArgPrefixes[evaluate.Eval]) -> int:
@@ -102,6 +109,7 @@ COMMANDS: dict[str, Callable[[Any], int]] = {
     "sweep": sweep,
     "train": train,
     "plan": plan,
+    "bench": bench_,
     "eval": eval_,
     "harvest": harvest,
     "features": features_,
@@ -117,7 +125,10 @@ COMMANDS: dict[str, Callable[[Any], int]] = {
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command and exit: 0 well, 1 a check failed, 2 bad input (one sentence on stderr)."""
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if arguments is None:  # the process is the command's, and no notebook's
+        compilation_cache.keep_compiled()
+        arguments = sys.argv[1:]
+    arguments = list(arguments)
     if arguments == ["--version"]:
         print(sae_jax.__version__)
         sys.exit(0)

@@ -14,6 +14,8 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from sae_jax.cli import compilation_cache
+
 KNOWN_BAD = {
     "0.10.2": "computes wrong sums on CPU, silently (jax issue 39103)",
     "0.11.0": "has a scatter-add hundreds of times too slow on GPU (jax issue 38806)",
@@ -93,6 +95,7 @@ def checks() -> Iterator[Check]:
     yield Check("known faults", known_bad() or "none in this jaxlib", known_bad() is None)
     for device in jax.local_devices():
         yield Check("device", f"{device.platform} {device.device_kind}", True)
+    yield Check("compiled programs", compilation_cache.told(), True)
     exact = exact_sums()
     yield Check(
         "numeric probe", "exact" if exact else "WRONG: this jaxlib cannot be trusted with sums", exact

@@ -16,7 +16,6 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import tyro
-from flax import nnx
 from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -31,7 +30,6 @@ from sae_jax.language_models import (
     Site,
     contexts,
     from_tokens,
-    nnx_capture,
     read_texts,
     torch_hooks,
 )
@@ -200,6 +198,10 @@ def _silence_loading() -> None:
 
 
 def _of_python(label: str, found: Any) -> Model:
+    from flax import nnx  # no other command waits for its import
+
+    from sae_jax.language_models import nnx_capture
+
     about = {"model": label, "model_class": type(found).__name__, "weight_processing": "none"}
     if isinstance(found, nnx.Module):
         return Model(partial(nnx_capture.sites, found), _named(partial(nnx_capture.capture, found)), about)

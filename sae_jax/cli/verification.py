@@ -16,7 +16,6 @@ from rich.table import Table
 from sae_jax.base import require
 from sae_jax.data import read_array
 from sae_jax.formats.files import write_json
-from sae_jax.report import port_page
 from sae_jax.trained import load
 from sae_jax.verify import AGAINST, Report, ports, verify
 
@@ -148,6 +147,8 @@ def _run_port(options: Verify) -> int:
 
 def _put(out: Path, report: dict[str, Any]) -> None:
     """Both files written beside their places first, so that a full disk leaves what was there."""
+    from sae_jax.report import port_page  # a second of matplotlib, which only a report that is written needs
+
     stages = {out / name: out / f".{name}.writing" for name in ("report.json", "report.html")}
     try:
         write_json(report, stages[out / "report.json"])

@@ -6,9 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy
 from flax import struct
 from jaxtyping import Array, Bool, Float, Key
-from scipy.special import ndtr, ndtri
 
 from sae_jax.base import known, require
 
@@ -58,7 +58,7 @@ class Copula:
 
     def alone(self) -> Float[np.ndarray, "features"]:
         """How often each is a candidate."""
-        return ndtr(-np.asarray(self.thresholds, np.float64))
+        return scipy.special.ndtr(-np.asarray(self.thresholds, np.float64))
 
     def given(self) -> Iterator[Float[np.ndarray, "draws features"]]:
         """Probabilities given a draw of the shared u, over which they average to p."""
@@ -69,8 +69,8 @@ class Copula:
         )
         # unscrambled points start at 0: the middles of their cells are as even, and none is infinite
         cells = qmc.Sobol(factors.shape[1], scramble=False).random(COMMON_DRAWS) + 0.5 / COMMON_DRAWS
-        for shared in ndtri(cells).reshape(-1, AT_ONCE, factors.shape[1]):
-            yield ndtr((shared @ factors.T - thresholds) / np.maximum(own, 1e-12))
+        for shared in scipy.special.ndtri(cells).reshape(-1, AT_ONCE, factors.shape[1]):
+            yield scipy.special.ndtr((shared @ factors.T - thresholds) / np.maximum(own, 1e-12))
 
 
 @struct.dataclass
@@ -105,7 +105,7 @@ class Drifting:
         cholesky, share = np.asarray(self.cholesky, np.float64), np.asarray(self.share, np.float64)
         draws = np.random.default_rng(0).normal(size=(COMMON_DRAWS // AT_ONCE, AT_ONCE, len(share)))
         for z in draws:
-            drawn = share * ndtr(z @ cholesky.T)
+            drawn = share * scipy.special.ndtr(z @ cholesky.T)
             fires = np.minimum(float(self.mean) * drawn / drawn.mean(axis=1, keepdims=True), 1)
             yield fires + np.prod(1 - fires, axis=1, keepdims=True) / len(share)
 
@@ -198,7 +198,7 @@ def low_rank(
     shared = np.square(factors).sum(axis=1, keepdims=True)
     factors *= np.sqrt(np.minimum(1, 0.99 / np.maximum(shared, 1e-30)))
     own = np.sqrt(1 - np.square(factors).sum(axis=1))
-    return Copula(*(jnp.asarray(each, float) for each in (-ndtri(probabilities), factors, own)))
+    return Copula(*(jnp.asarray(each, float) for each in (-scipy.special.ndtri(probabilities), factors, own)))
 
 
 def correlated(probabilities: Float[Any, "features"], correlation: Float[Any, "features features"]) -> Copula:
@@ -215,7 +215,7 @@ def correlated(probabilities: Float[Any, "features"], correlation: Float[Any, "f
     probabilities = np.asarray(probabilities, np.float64)
     factors = cholesky(correlation, len(probabilities))
     return Copula(
-        jnp.asarray(-ndtri(probabilities), float),
+        jnp.asarray(-scipy.special.ndtri(probabilities), float),
         jnp.asarray(factors, float),
         jnp.zeros(len(probabilities)),
     )
