@@ -1,6 +1,6 @@
 """From pre-activations to features."""
 
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,10 @@ from sae_jax.selection import Number, entries, entries_of_all, largest, largest_
 from sae_jax.sparse import Encoded, Few
 
 
+@overload
+def relu(pre: Few) -> Few: ...
+@overload
+def relu(pre: Float[Array, "*batch d_sae"]) -> Float[Array, "*batch d_sae"]: ...
 def relu(pre: Float[Array, "*batch d_sae"] | Few) -> Float[Array, "*batch d_sae"] | Few:
     """Rectify: `f = max(pre, 0)`.
 
@@ -29,6 +33,12 @@ def relu(pre: Float[Array, "*batch d_sae"] | Few) -> Float[Array, "*batch d_sae"
     return pre.relu() if isinstance(pre, Few) else jax.nn.relu(pre)
 
 
+@overload
+def topk(pre: Encoded, k: Number, k_max: int | None = None) -> Few: ...
+@overload
+def topk(
+    pre: Float[Array, "*batch d_sae"], k: Number, k_max: int | None = None
+) -> Float[Array, "*batch d_sae"]: ...
 def topk(
     pre: Float[Array, "*batch d_sae"] | Encoded, k: Number, k_max: int | None = None
 ) -> Float[Array, "*batch d_sae"] | Few:
@@ -57,6 +67,12 @@ def topk(
     return jnp.where(largest(pre, k, k_max), relu(pre), 0)
 
 
+@overload
+def batch_topk(pre: Encoded, k: Number, k_max: int | float | None = None) -> Few: ...
+@overload
+def batch_topk(
+    pre: Float[Array, "batch d_sae"], k: Number, k_max: int | float | None = None
+) -> Float[Array, "batch d_sae"]: ...
 def batch_topk(
     pre: Float[Array, "batch d_sae"] | Encoded, k: Number, k_max: int | float | None = None
 ) -> Float[Array, "batch d_sae"] | Few:
@@ -79,7 +95,8 @@ def batch_topk(
     if isinstance(pre, Encoded):
         places, chosen = entries_of_all(pre.values, jnp.floor(k * rows), count)
         above = pre.values.reshape(-1)[places] > 0
-        return relu(pre.of_all(places, chosen & above, min(count, pre.pre.size)))
+        most = pre.pre.size if count is None else min(count, pre.pre.size)
+        return relu(pre.of_all(places, chosen & above, most))
     return jnp.where(largest_of_all(pre, jnp.floor(k * rows), count), relu(pre), 0)
 
 

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
+from typing import overload
 
 import jax
 import jax.numpy as jnp
@@ -188,6 +189,10 @@ def decode(
     return x_hat if x is None or "W_skip" not in params else x_hat + matmul(x, params["W_skip"])
 
 
+@overload
+def to_decoder_units(params: Params, pre: Encoded) -> Encoded: ...
+@overload
+def to_decoder_units(params: Params, pre: Float[Array, "*batch d_sae"]) -> Float[Array, "*batch d_sae"]: ...
 def to_decoder_units(
     params: Params, pre: Float[Array, "*batch d_sae"] | Encoded
 ) -> Float[Array, "*batch d_sae"] | Encoded:
@@ -195,6 +200,10 @@ def to_decoder_units(
     return pre * safe_norm(params["W_dec"], 0.0, axis=-1)
 
 
+@overload
+def from_decoder_units(params: Params, f: Few) -> Few: ...
+@overload
+def from_decoder_units(params: Params, f: Float[Array, "*batch d_sae"]) -> Float[Array, "*batch d_sae"]: ...
 def from_decoder_units(
     params: Params, f: Float[Array, "*batch d_sae"] | Few
 ) -> Float[Array, "*batch d_sae"] | Few:

@@ -1,6 +1,7 @@
 """The terms that losses are made of."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Scalar
@@ -157,7 +158,7 @@ def nested(prefixes: Sequence[int], weights: Sequence[float]) -> Reconstruction:
     Source: Bussmann et al. 2025 (arXiv 2503.17547), section 3.
     """
 
-    def reconstruct(params: Params, f: Array, batch: Batch) -> tuple[Array, Scalar]:
+    def reconstruct(params: Params, f: Any, batch: Batch) -> tuple[Array, Scalar]:
         x_hat = decode({**params, "W_dec": params["W_dec"][:0]}, f[:, :0], batch.x)
         x_hat, total, start = jnp.broadcast_to(x_hat, batch.y.shape), jnp.zeros((), x_hat.dtype), 0
         for end, weight in zip(prefixes, weights, strict=True):

@@ -6,6 +6,7 @@ table's rows by segments, and dot products of pairs of rows.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -118,7 +119,7 @@ class Few:
 
     def __mul__(self, factors: Float[Array, "d_sae"]) -> "Few":
         """Each feature times a factor of its latent."""
-        return self.replace(values=self.values * factors[self.places.latents])
+        return replace(self, values=self.values * factors[self.places.latents])
 
     def times(self, W: Float[Array, "d_sae d"], rounding: Rounding = as_it_is) -> Float[Array, "rows d"]:
         """The product with a matrix, of rounded operands, and so its gradients."""
@@ -126,7 +127,7 @@ class Few:
 
     def relu(self) -> "Few":
         """Rectified."""
-        return self.replace(values=jax.nn.relu(self.values))
+        return replace(self, values=jax.nn.relu(self.values))
 
     def l0(self) -> Scalar:
         """Mean number of entries above 0 per row."""
@@ -157,7 +158,7 @@ class Encoded:
 
     def __mul__(self, factors: Float[Array, "d_sae"]) -> "Encoded":
         """Each pre-activation times a factor of its latent."""
-        return self.replace(factors=factors)
+        return replace(self, factors=factors)
 
     @property
     def values(self) -> Float[Array, "rows d_sae"]:
@@ -174,19 +175,19 @@ class Encoded:
         """Some of them; `each` as in `Few`."""
         W_enc, b_enc, b_dec = (self.params[name] for name in ("W_enc", "b_enc", "b_dec"))
         b_dec = b_dec if self.apply_b_dec_to_input else None
-        taken = _taken((self.rounding, each), W_enc, b_enc, b_dec, self.x, self.pre, places)
+        taken: Any = _taken((self.rounding, each), W_enc, b_enc, b_dec, self.x, self.pre, places)
         few = Few(taken, places, each)
         return few if self.factors is None else few * self.factors
 
     def per_row(self, latents: Int[Array, "rows k"], used: Bool[Array, "rows k"]) -> Few:
         """As many of each row; 0 where one is not used."""
         few = self.at(Places.per_row_of(latents, used, self.pre.shape[1]), latents.shape[1])
-        return few.replace(values=jnp.where(used.reshape(-1), few.values, 0))
+        return replace(few, values=jnp.where(used.reshape(-1), few.values, 0))
 
     def of_all(self, flat: Int[Array, "places"], used: Bool[Array, "places"], most: int) -> Few:
         """At most so many of all, at the places `row d_sae + latent`; entries in no use are 0."""
         few = self.at(Places.of(flat, used, most, *self.pre.shape), None)
-        return few.replace(values=jnp.where(jnp.arange(few.values.size) < used.sum(), few.values, 0))
+        return replace(few, values=jnp.where(jnp.arange(few.values.size) < used.sum(), few.values, 0))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -268,8 +269,8 @@ def segment_sum(
     """
     plain = partial(fused_segment_sum, most=most, turned=turned)
 
-    def kernel(*arrays):
-        sums = kernels.segment_sum(*arrays)
+    def kernel(values, *rest):
+        sums = kernels.segment_sum(values.astype(jnp.float32), *rest)
         return sums.T if turned else sums
 
     return _on_device(plain, kernel, values, rows, starts, table)
@@ -369,7 +370,11 @@ def row_dots(
       One number per entry.
     """
     plain = partial(gathered_dots, per_row=per_row)
-    return _on_device(plain, kernels.row_dots, left, left_rows, right, right_rows)
+
+    def kernel(*arrays):
+        return kernels.row_dots(*arrays).astype(left.dtype)
+
+    return _on_device(plain, kernel, left, left_rows, right, right_rows)
 
 
 def gathered_dots(left, left_rows, right, right_rows, per_row: int | None = None):

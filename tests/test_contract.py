@@ -441,7 +441,10 @@ def test_saved_weights_come_back(case, small, tmp_path):
 def test_the_step_lowers_for_gpu_and_tpu(case):
     state, step = solo(case)
     batch = case.batch(np.ones((8, 5), np.float32))
-    exported = jax.export.export(jax.jit(step), platforms=["cuda", "tpu"])(state, batch)
+    # the kernels of the sparse way, which export does not promise to read in other versions
+    triton = jax.export.DisabledSafetyCheck.custom_call("__gpu$xla.gpu.triton")
+    lowered = jax.export.export(jax.jit(step), platforms=["cuda", "tpu"], disabled_checks=[triton])
+    exported = lowered(state, batch)
     assert exported.platforms == ("cuda", "tpu")
 
 

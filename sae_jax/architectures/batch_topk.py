@@ -1,6 +1,7 @@
 """The BatchTopK SAE: a fixed number of features per batch, and a threshold for single rows."""
 
 from functools import partial
+from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Shaped
@@ -68,7 +69,7 @@ def batch_topk(
     require_positive("decoder_init_norm", decoder_init_norm)
     require_positive("k_aux", k_aux)
     k_aux = max(1, d_in // 2) if k_aux is None else k_aux
-    bound = k if k_max is None else k_max
+    bound: Any = k if k_max is None else k_max
 
     def init(key, dtype=jnp.float32):
         params = initialisation.tied_rows(key, d_in, d_sae, decoder_init_norm, dtype)

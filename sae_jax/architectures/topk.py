@@ -1,6 +1,7 @@
 """The TopK SAE: a fixed number of features per row, and no penalty."""
 
 from functools import partial
+from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Shaped
@@ -69,7 +70,7 @@ def topk(
     require_positive("decoder_init_norm", decoder_init_norm)
     require_positive("k_aux", k_aux)
     k_aux = max(1, d_in // 2) if k_aux is None else k_aux
-    bound = k if k_max is None else k_max
+    bound: Any = k if k_max is None else k_max
 
     def init(key, dtype=jnp.float32):
         return initialisation.tied_rows(key, d_in, d_sae, decoder_init_norm, dtype)
