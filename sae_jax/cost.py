@@ -43,7 +43,7 @@ class Footprint(NamedTuple):
     features: float
     """And pre-activations, and the gradients of both."""
     reconstructions: float
-    """And their errors and gradients."""
+    """And their errors and gradients, and the inputs, which each member has for itself."""
 
     @property
     def state(self) -> float:
@@ -100,7 +100,7 @@ def footprint(train: TrainState, batch: Batch, beside: Any = ()) -> Footprint:
         counters=bytes_of((train.progress, beside)),
         gradients=2 * parameters,
         features=4 * batch.x.shape[0] * latents * width,
-        reconstructions=3 * members * batch.y.size * width,
+        reconstructions=members * (3 * batch.y.size + batch.x.size) * width,
     )
 
 

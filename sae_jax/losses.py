@@ -6,7 +6,6 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Scalar
 
-from sae_jax.activations import activity
 from sae_jax.base import Batch, Params
 from sae_jax.linear import decode, matmul
 from sae_jax.selection import Number
@@ -70,18 +69,6 @@ def l1(
     """
     size = jnp.abs(f)
     return reduce(size if weights is None else size * weights, mean_features)
-
-
-def l0(f: Float[Array, "batch d_sae"] | Few) -> Scalar:
-    """Mean number of active latents per row: `mean_b #{i: f_bi > 0}`.
-
-    Args:
-      f: features.
-
-    Returns:
-      A scalar of the dtype of `f`; no gradient flows through it.
-    """
-    return activity(f).l0
 
 
 def lp(

@@ -55,9 +55,13 @@ def largest_of_all(
 
     Arguments, returns and errors: as `largest`.
     """
-    require(values.size < 2**31, f"a batch of {values.shape} entries is too large to choose among at once")
+    _require_few_enough(values)
     bound = _bound(count, count_max, values.size)
     return _largest(jax.lax.stop_gradient(jnp.asarray(values)), count, bound, whole=True)
+
+
+def _require_few_enough(values: Array) -> None:
+    require(values.size < 2**31, f"a batch of {values.shape} entries is too large to choose among at once")
 
 
 def top(
@@ -121,6 +125,7 @@ def entries_of_all(
 
     Arguments and errors: as `largest_of_all`. There may be more places than `count_max`.
     """
+    _require_few_enough(values)
     bound, count = _bound(count, count_max, values.size), jnp.asarray(count).astype(jnp.int32)
     best, places = _contenders(jax.lax.stop_gradient(values), count, bound)
     least, at = _last(best, places, count)

@@ -15,17 +15,10 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int, Scalar
 
-from sae_jax import kernels, sharding
+from sae_jax import sharding
 from sae_jax.base import Batch, Info, InputError, Params, Progress, known
+from sae_jax.segments import row_dots, segment_sum
 
-SLOTS = 64
-"""Up to so many entries of a segment are added in one fused loop."""
-BLOCK, AT_ONCE = 32, 8
-"""Of longer segments, how many side by side, and how many entries of each at once."""
-STRETCH = 128
-"""How many segments a pass of the loop over them takes."""
-CHUNK = 2048
-"""Pairs of rows whose products are taken at once."""
 WORTH = {"cpu": 64, "gpu": 512, "tpu": 512}
 """From which d_sae / k on the sparse way is taken; measured on a CPU only (docs/performance.md)."""
 SMALL = 2**26
@@ -205,9 +198,7 @@ def _taken_backward(how, kept, gradient):
     (rounding, each), (W_enc, b_dec, x, places) = how, kept
     centred = rounding(x if b_dec is None else x - b_dec)
     dW_enc = _to_latents(rounding(gradient), places, centred, turned=True)
-    ones = jnp.where(jnp.arange(gradient.size) < places.latent_starts[-1], gradient[places.by_latent], 0)
-    latents = places.latents[places.by_latent]
-    db_enc = jnp.zeros(W_enc.shape[1], gradient.dtype).at[latents].add(ones, indices_are_sorted=False)
+    db_enc = jnp.zeros(W_enc.shape[1], gradient.dtype).at[places.latents].add(gradient)
     db_dec = None if b_dec is None else -(W_enc @ db_enc)
     dx = segment_sum(rounding(gradient), places.latents, places.row_starts, rounding(W_enc).T, each)
     return dW_enc, db_enc, db_dec, dx, None, None
@@ -240,165 +231,6 @@ _times.defvjp(_times_forward, _times_backward)
 def _to_latents(values, places: Places, table, turned: bool = False) -> Float[Array, "..."]:
     order = places.by_latent
     return segment_sum(values[order], places.rows[order], places.latent_starts, table, turned=turned)
-
-
-def segment_sum(
-    values: Float[Array, "entries"],
-    rows: Int[Array, "entries"],
-    starts: Int[Array, "bounds"],
-    table: Float[Array, "n d"],
-    most: int | None = None,
-    turned: bool = False,
-) -> Float[Array, "..."]:
-    """Sums of rows of a table, segment after segment.
-
-        out_s = sum_e values_e table[rows_e],   e from starts[s] to starts[s + 1] - 1
-
-    On a GPU and a TPU by a kernel, where it compiles there; elsewhere by `fused_segment_sum`.
-
-    Args:
-      values: one per entry.
-      rows: of the table.
-      starts: where segments begin, not falling; what lies after the last is in none.
-      table: rows.
-      most: entries that a segment has at most; None where it is not known.
-      turned: give the transpose.
-
-    Returns:
-      One row per segment, [segments, d]; where turned one column, [d, segments].
-    """
-    plain = partial(fused_segment_sum, most=most, turned=turned)
-
-    def kernel(values, *rest):
-        sums = kernels.segment_sum(values.astype(jnp.float32), *rest)
-        return sums.T if turned else sums
-
-    return _on_device(plain, kernel, values, rows, starts, table)
-
-
-def fused_segment_sum(
-    values, rows, starts, table, most: int | None = None, turned: bool = False
-) -> Float[Array, "..."]:
-    """`segment_sum` by gathers that XLA fuses with their sum.
-
-    The first few entries of all segments are added in one loop over the output. Of the segments that are
-    longer, ranked by their length so that neighbours are about as long, blocks are added up step by step.
-    """
-    segments, entries = starts.size - 1, values.size
-    if entries == 0 or segments == 0:
-        return jnp.zeros((table.shape[1], segments) if turned else (segments, table.shape[1]), table.dtype)
-    first, count = starts[:-1], starts[1:] - starts[:-1]
-    usual = max(2, min(16, 1 << (3 * entries // (2 * segments)).bit_length()))
-    slots = most if most is not None and most <= SLOTS else usual
-
-    def added(first, count, slots: int):
-        at = jnp.minimum(first[:, None] + jnp.arange(slots), entries - 1)
-        inside = jnp.arange(slots) < count[:, None]
-        weight, row = jnp.where(inside, values[at], 0), jnp.where(inside, rows[at], 0)
-        return sum(weight[:, slot, None] * table[row[:, slot]] for slot in range(slots))
-
-    more, where = _of_longer(first + slots, count - slots, added, entries // (slots + 1), table)
-
-    # in a loop, because XLA would else compute what goes in, and what comes out, anew at every use
-    stretches = -(-segments // STRETCH)
-    size = 2 * -(-segments // (2 * stretches))
-    rest = stretches * size - segments
-    columns = tuple(jnp.pad(column, (0, rest)).reshape(stretches, 2, -1) for column in (first, count, where))
-
-    def half(own):
-        first, count, where = own
-        total = added(first, count, slots)
-        return total if more is None else total + more[where]
-
-    def stretch(number, sums):
-        own = jax.lax.map(half, tuple(column[number] for column in columns)).reshape(size, -1)
-        if turned:
-            return jax.lax.dynamic_update_slice(sums, own.T, (0, number * size))
-        return jax.lax.dynamic_update_slice(sums, own, (number * size, 0))
-
-    whole = (table.shape[1], stretches * size) if turned else (stretches * size, table.shape[1])
-    sums = jax.lax.fori_loop(0, stretches, stretch, jnp.zeros(whole, table.dtype))
-    return sums[:, :segments] if turned else sums[:segments]
-
-
-def _of_longer(first, left, added, bound: int, table):
-    """What is left of long segments, [blocks BLOCK + 1, d], the last row 0; and which row is each segment's.
-
-    Ranked by what is left of them, so that the segments of a block are about as long as each other.
-    """
-    segments = left.size
-    blocks = -(-min(segments, bound) // BLOCK)
-    none = jnp.full(segments, blocks * BLOCK, jnp.int32)
-    if blocks == 0:
-        return None, none
-    left = jnp.maximum(left, 0)
-    rank = jnp.argsort(left, descending=True)[: blocks * BLOCK]
-    rank = jnp.pad(rank, (0, blocks * BLOCK - rank.size), constant_values=segments)
-    first, ranked = (jnp.pad(each, (0, 1))[rank] for each in (first, left))
-
-    def block(number, sums):
-        begin, count = (jax.lax.dynamic_slice(each, (number * BLOCK,), (BLOCK,)) for each in (first, ranked))
-        part = jax.lax.fori_loop(
-            0,
-            (count[0] + AT_ONCE - 1) // AT_ONCE,
-            lambda step, part: part + added(begin + step * AT_ONCE, count - step * AT_ONCE, AT_ONCE),
-            jnp.zeros((BLOCK, table.shape[1]), table.dtype),
-        )
-        return jax.lax.dynamic_update_slice(sums, part, (number * BLOCK, 0))
-
-    used = ((ranked > 0).sum() + BLOCK - 1) // BLOCK
-    sums = jax.lax.fori_loop(0, used, block, jnp.zeros((blocks * BLOCK + 1, table.shape[1]), table.dtype))
-    numbers = jnp.arange(blocks * BLOCK, dtype=jnp.int32)
-    return sums, none.at[jnp.where(ranked > 0, rank, segments)].set(numbers, mode="drop")
-
-
-def row_dots(
-    left: Float[Array, "n d"],
-    left_rows: Int[Array, "entries"],
-    right: Float[Array, "m d"],
-    right_rows: Int[Array, "entries"],
-    per_row: int | None = None,
-) -> Float[Array, "entries"]:
-    """Dot products of pairs of rows: `out_e = left[left_rows_e] . right[right_rows_e]`.
-
-    Args:
-      left, right: matrices as wide as each other.
-      left_rows, right_rows: one of each per entry.
-      per_row: how many entries each row of `left` has, in its order; None where they differ.
-
-    Returns:
-      One number per entry.
-    """
-    plain = partial(gathered_dots, per_row=per_row)
-
-    def kernel(*arrays):
-        return kernels.row_dots(*arrays).astype(left.dtype)
-
-    return _on_device(plain, kernel, left, left_rows, right, right_rows)
-
-
-def gathered_dots(left, left_rows, right, right_rows, per_row: int | None = None):
-    """`row_dots` by gathers, some rows at a time so that what was gathered stays in the cache."""
-    entries = right_rows.size
-    if entries == 0:
-        return jnp.zeros(0, left.dtype)
-    each = per_row or 1
-    if per_row is None:
-        left = left[left_rows]
-    groups = entries // each
-    size = min(groups, max(1, CHUNK // each))
-    rest = -groups % size
-    left = jnp.pad(left, ((0, rest), (0, 0))).reshape(-1, size, left.shape[1])
-    right_rows = jnp.pad(right_rows.reshape(groups, each), ((0, rest), (0, 0))).reshape(-1, size, each)
-    dots = jax.lax.map(lambda part: jnp.einsum("bd,bkd->bk", part[0], right[part[1]]), (left, right_rows))
-    return dots.reshape(-1)[:entries]
-
-
-def _on_device(plain: Callable[..., Array], kernel: Callable[..., Array], *arrays: Array) -> Array:
-    """By XLA's own operations on a CPU, and in double precision; elsewhere by a kernel, where it compiles."""
-    if any(array.dtype == jnp.float64 for array in arrays):
-        return plain(*arrays)
-    return jax.lax.platform_dependent(*arrays, cpu=plain, default=kernel)
 
 
 Loss = Callable[[Any, Params, Batch, Progress], tuple[Scalar, Info]]

@@ -29,12 +29,6 @@ def test_l1_weighs_each_latent():
     assert losses.l1(F, weights, mean_features=False) == (10 + 1 + 2.5) / 2
 
 
-def test_l0_counts_active_latents_per_row():
-    assert losses.l0(F) == 1.5
-    assert losses.l0(F).dtype == F.dtype
-    assert losses.l0(jnp.zeros((2, 3))) == 0
-
-
 def test_relu_has_derivative_zero_at_zero():
     slope = jax.vmap(jax.grad(lambda pre: activations.relu(pre[None])[0]))
     assert slope(jnp.array([-1.0, 0.0, 2.0])).tolist() == [0.0, 0.0, 1.0]

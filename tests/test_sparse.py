@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import sae_jax
-from sae_jax import Batch, InputError, auxk, linear, losses, selection, sharding, sparse
+from sae_jax import Batch, InputError, auxk, linear, losses, segments, selection, sharding, sparse
 from sae_jax.base import Progress
 
 
@@ -38,7 +38,7 @@ def test_sums_by_segments(lengths, turned):
     values, rows = np.resize(values, 1200).astype(np.float32), np.resize(rows, 1200)
     table = numbers(9, 6).astype(np.float32)
     expected = np.array([values[a:b] @ table[rows[a:b]] for a, b in pairwise(starts)])
-    sums = jax.jit(partial(sparse.fused_segment_sum, turned=turned))(values, rows, starts, table)
+    sums = jax.jit(partial(segments.fused_segment_sum, turned=turned))(values, rows, starts, table)
     # sums of at most 90 terms of about 1, each rounded to 6e-8 of itself
     np.testing.assert_allclose(sums.T if turned else sums, expected, rtol=1e-4, atol=1e-4)
 
@@ -47,7 +47,7 @@ def test_sums_by_segments(lengths, turned):
 def test_dots_of_pairs_of_rows(x64, per_row):
     left, right, columns = numbers(700, 5), numbers(11, 5, seed=1), np.arange(2800, dtype=np.int32) % 11
     rows = np.repeat(np.arange(700, dtype=np.int32), 4)
-    dots = sparse.gathered_dots(*map(jnp.asarray, (left, rows, right, columns)), per_row)
+    dots = segments.gathered_dots(*map(jnp.asarray, (left, rows, right, columns)), per_row)
     np.testing.assert_allclose(dots, (left[rows] * right[columns]).sum(axis=-1), rtol=1e-12)
 
 
