@@ -16,7 +16,7 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int, Scalar
 
 from sae_jax import sharding
-from sae_jax.base import Batch, Info, InputError, Params, Progress, known
+from sae_jax.base import Batch, Info, InputError, Params, Progress
 from sae_jax.segments import row_dots, segment_sum
 
 WORTH = {"cpu": 64, "gpu": 512, "tpu": 512}
@@ -25,7 +25,7 @@ SMALL = 2**26
 """Multiply-adds of a product below which the dense way is."""
 
 
-def pays(sparse: bool | None, rows: int, d_in: int, d_sae: int, k: Any) -> bool:
+def pays(sparse: bool | None, rows: int, d_in: int, d_sae: int, k: float | None) -> bool:
     """Whether a loss goes the sparse way: as it was asked for, or by the sizes.
 
     On a mesh of several devices it is always the dense one.
@@ -33,9 +33,9 @@ def pays(sparse: bool | None, rows: int, d_in: int, d_sae: int, k: Any) -> bool:
     Args:
       sparse: what the user says; None for nothing.
       rows, d_in, d_sae: of a product.
-      k: entries of a row, at most.
+      k: entries of a row, at most; None where it is not known.
     """
-    if sharding.in_force() or sparse is False or not known(k):
+    if sharding.in_force() or sparse is False or k is None:
         return False
     worth = WORTH.get(jax.default_backend(), WORTH["gpu"])
     return sparse is True or (rows * d_in * d_sae >= SMALL and d_sae >= worth * k)
@@ -199,7 +199,8 @@ def _taken_backward(how, kept, gradient):
     centred = rounding(x if b_dec is None else x - b_dec)
     dW_enc = _to_latents(rounding(gradient), places, centred, turned=True)
     db_enc = jnp.zeros(W_enc.shape[1], gradient.dtype).at[places.latents].add(gradient)
-    db_dec = None if b_dec is None else -(W_enc @ db_enc)
+    # no product of matrices, whose precision would be another's choice
+    db_dec = None if b_dec is None else -(rounding(W_enc) * db_enc).sum(axis=1)
     dx = segment_sum(rounding(gradient), places.latents, places.row_starts, rounding(W_enc).T, each)
     return dW_enc, db_enc, db_dec, dx, None, None
 

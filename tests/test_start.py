@@ -108,7 +108,7 @@ def test_a_library_keeps_nothing(tmp_path, home):
 
 def test_a_second_command_compiles_nothing_and_computes_the_same(tmp_path, home):
     first, counts = command(SWEEP, tmp_path, home)
-    assert counts["cache_misses"] > 20
+    assert counts["cache_misses"] > 10
     kept, trained = programs(home), numbers(tmp_path)
     assert len(kept) == counts["cache_misses"]
     folder = tmp_path / "cache" / "sae-jax"

@@ -8,7 +8,7 @@ from jaxtyping import Array, Shaped
 
 from sae_jax import activations, initialisation, linear, losses
 from sae_jax import auxk as conventions
-from sae_jax.base import SAE, Info, architecture, require_k, require_positive, require_weight
+from sae_jax.base import SAE, Info, architecture, known, require_k, require_positive, require_weight
 from sae_jax.sparse import one_by_one, pays
 
 
@@ -70,7 +70,7 @@ def topk(
     require_positive("decoder_init_norm", decoder_init_norm)
     require_positive("k_aux", k_aux)
     k_aux = max(1, d_in // 2) if k_aux is None else k_aux
-    bound: Any = k if k_max is None else k_max
+    bound: Any = int(k) if k_max is None and known(k) else k_max
 
     def init(key, dtype=jnp.float32):
         return initialisation.tied_rows(key, d_in, d_sae, decoder_init_norm, dtype)

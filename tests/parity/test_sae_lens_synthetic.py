@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special
 
 from sae_jax.synthetic import directions, firing, hierarchy, world
 
@@ -72,7 +73,7 @@ def build(tree=True, exclusive=False, compensate=False, scale_children=False, sc
     fires = firing.independent(asked)
     if scale:
         factors, diagonal = (each.numpy() for each in theirs.correlation_matrix)
-        thresholds = -firing.ndtri(asked)
+        thresholds = -scipy.special.ndtri(asked)
         fires = firing.Copula(jnp.asarray(thresholds), jnp.asarray(factors), jnp.sqrt(jnp.asarray(diagonal)))
     ours = world(
         theirs.feature_dict.feature_vectors.detach().numpy(),
