@@ -224,7 +224,21 @@ def _route(factory, optimizer, names: Iterable[str]) -> tuple[tuple[str, ...], d
 def _try(program: Program, grid: Grid, source: Source) -> None:
     """Trace one member's first step, so that what cannot work is said before anything is compiled."""
     batch = jax.eval_shape(lambda: source.batch(jnp.int32(0)))
-    concrete = {name: column[0].item() for name, column in grid.items()}
+    concrete = tuple((name, column[0].item()) for name, column in grid.items())
+    rows = program.to_device({name: column[:1] for name, column in grid.items()})
+    traced = tuple((name, jax.ShapeDtypeStruct((), column.dtype)) for name, column in rows.items())
+    _tried(program, concrete, traced, batch)
+
+
+@lru_cache(maxsize=32)
+def _tried(
+    program: Program,
+    first: tuple[tuple[str, Any], ...],
+    kinds: tuple[tuple[str, jax.ShapeDtypeStruct], ...],
+    batch: Batch,
+) -> None:
+    """`_try` of a grid by its first row and the kinds of its columns, on batches of that shape."""
+    concrete, traced = dict(first), dict(kinds)
     sae, _ = program.build(concrete)
     width = batch.x.shape[-1]
     d_in = sae.config.get("d_in", width)
@@ -243,8 +257,6 @@ def _try(program: Program, grid: Grid, source: Source) -> None:
         x_hat.shape == batch.y.shape,
         f"the SAE gives {x_hat.shape[-1]} columns, but the source's targets have {batch.y.shape[-1]}",
     )
-    rows = program.to_device({name: column[:1] for name, column in grid.items()})
-    traced = {name: jax.ShapeDtypeStruct((), column.dtype) for name, column in rows.items()}
 
     def fails(names: Iterable[str]) -> Exception | None:
         """What tracing over these axes raises, the others at their first value."""
@@ -255,10 +267,10 @@ def _try(program: Program, grid: Grid, source: Source) -> None:
             return error
         return None
 
-    error = fails(grid)
+    error = fails(concrete)
     if error is None:
         return
-    culprit = None if fails(()) else next((name for name in grid if fails((name,))), None)
+    culprit = None if fails(()) else next((name for name in concrete if fails((name,))), None)
     if culprit is None:
         raise error
     raise InputError(

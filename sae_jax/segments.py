@@ -53,6 +53,7 @@ def segment_sum(
     return _on_device(plain, kernel, values, rows, starts, table)
 
 
+@partial(jax.jit, static_argnames=("most", "turned"))  # so that each shape is traced once
 def fused_segment_sum(
     values, rows, starts, table, most: int | None = None, turned: bool = False
 ) -> Float[Array, "..."]:
@@ -154,6 +155,7 @@ def row_dots(
     return _on_device(plain, kernel, left, left_rows, right, right_rows)
 
 
+@partial(jax.jit, static_argnames="per_row")
 def gathered_dots(left, left_rows, right, right_rows, per_row: int | None = None):
     """`row_dots` by gathers, some rows at a time so that what was gathered stays in the cache."""
     entries = right_rows.size

@@ -164,7 +164,8 @@ def run(
     until = steps if until is None else until
     require(0 <= start <= until <= steps, f"start must lie within the run of {until} steps, got {start}")
     stops = [stop for stop in points_of(start, steps, points) if stop <= until]
-    logs = jax.eval_shape(lambda state: step(state, source.batch(jnp.int32(0)))[1], state)
+    # through jit, which keeps what it traced for the next run of the same step
+    logs = jax.eval_shape(jax.jit(step), state, jax.eval_shape(source.batch, jnp.int32(0)))[1]
     point = jax.eval_shape(stacked, logs)
     recorded = np.empty((len(stops), *point.shape), point.dtype)
     names = list(logs)

@@ -179,8 +179,8 @@ def test_members_that_fit_follow_the_free_memory(source):
     made = program.program_of(factory, optax.adam, tuple(grid), jnp.dtype("float32"))
     # by hand: weights 5*6 + 6 + 6*5 + 5 = 71 floats; held: weights, two moments, count, step, 6 silences, 3
     # hyper-parameters; a training step adds gradients and updates, and activations for 16 rows
-    # and when it ended
-    held, weights, rows = 4 * (3 * 71 + 1 + 1 + 6 + 3 + 2), 4 * 71, 4 * 16 * (4 * 6 + 3 * 5)
+    # and when it ended; of a batch four arrays over latents, and reconstructions, errors, gradients, inputs
+    held, weights, rows = 4 * (3 * 71 + 1 + 1 + 6 + 3 + 2), 4 * 71, 4 * 16 * (4 * 6 + 4 * 5)
     one = 2 * held + 2 * weights + rows
     assert members_that_fit(made, grid, source, 0) == 1
     for members in (1, 3, 1000):
