@@ -83,9 +83,7 @@ def top(
     """
     count, n = values.shape
     if n < 4 * GROUP * k:
-        # without the barrier XLA sees where only one of them is wanted, and sorts all values instead
-        best, where = jax.lax.optimization_barrier(jax.lax.top_k(_without_nan(values), k))
-        return best, where
+        return _top_k(values, k)
     rest = -n % GROUP
     padded = jnp.pad(values, ((0, 0), (0, rest)), constant_values=-jnp.inf) if rest else values
     groups = padded.reshape(count, -1, GROUP)
@@ -95,6 +93,13 @@ def top(
     chosen = jnp.sort(top(largest, k, partial(jnp.max, axis=-1))[1], axis=-1)
     best, where = top(jnp.take_along_axis(groups, chosen[..., None], axis=1).reshape(count, -1), k)
     return best, jnp.take_along_axis(chosen, where // GROUP, axis=-1) * GROUP + where % GROUP
+
+
+def _top_k(values: Float[Array, "*rows n"], k: int) -> tuple[Float[Array, "*rows k"], Int[Array, "*rows k"]]:
+    # without the barriers XLA sees where only one of the two is wanted, and sorts all values instead;
+    # a barrier for both together breaks its partitioner
+    best, where = map(jax.lax.optimization_barrier, jax.lax.top_k(_without_nan(values), k))
+    return best, where
 
 
 def _maxima(groups: Float[Array, "rows groups size"]) -> Float[Array, "rows groups"]:
@@ -145,8 +150,7 @@ def _contenders(
     each = 2 * -(-count_max // rows) + 16
     groups = n // GROUP
     if n % GROUP or groups < 2 * each:
-        best, places = jax.lax.top_k(_without_nan(values).reshape(-1), count_max)
-        return best, places
+        return _top_k(values.reshape(-1), count_max)
 
     @jax.custom_batching.sequential_vmap
     def dealt(values, count):
@@ -162,8 +166,7 @@ def _contenders(
         all_there = (best[:, -1] < _kth(flat, count)).all()
 
         def sort(_):
-            best, where = jax.lax.top_k(_without_nan(values).reshape(-1), flat.size)
-            return best, where
+            return _top_k(values.reshape(-1), flat.size)
 
         return jax.lax.cond(all_there, lambda found: found, sort, (flat, places))
 
@@ -268,7 +271,7 @@ def _among(
     """The mask of a block, which begins at `origin` of the whole; `split` are the axes that hold the rest."""
     places = origin[1] + jnp.arange(rows.shape[1])
     values = _without_nan(rows)
-    if whole and not split:
+    if whole and not sharding.in_force():
         least, at = _last(*_contenders(rows, k, k_max), k)
         chosen = (values > least) | (
             (values == least) & (places + n * jnp.arange(len(rows), dtype=jnp.int32)[:, None] <= at)
