@@ -87,10 +87,11 @@ def top(
     rest = -n % GROUP
     padded = jnp.pad(values, ((0, 0), (0, rest)), constant_values=-jnp.inf) if rest else values
     groups = padded.reshape(count, -1, GROUP)
+    of_groups = _without_nan((maxima or _maxima)(groups))
+    # the maxima of these by XLA's reduction, which it does not fuse with those and compute them anew
+    chosen = top(of_groups, k, partial(jnp.max, axis=-1))[1]
     # in their own order, so that of equal entries the earlier comes first
-    largest = _without_nan((maxima or _maxima)(groups))
-    # of the maxima by XLA's reduction, which it does not fuse into the loop above and compute anew
-    chosen = jnp.sort(top(largest, k, partial(jnp.max, axis=-1))[1], axis=-1)
+    chosen = jnp.sort(chosen, axis=-1)
     best, where = top(jnp.take_along_axis(groups, chosen[..., None], axis=1).reshape(count, -1), k)
     return best, jnp.take_along_axis(chosen, where // GROUP, axis=-1) * GROUP + where % GROUP
 

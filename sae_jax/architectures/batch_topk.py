@@ -77,9 +77,9 @@ def batch_topk(
         exact = jnp.promote_types(dtype, jnp.float32)
         return {**params, "threshold": jnp.asarray(threshold_init, exact)}
 
-    def pre_activations(params, x):
+    def pre_activations(params, x, way=linear.pre_activations):
         # pi = (x - b_dec) W_enc + b_enc
-        pre = linear.pre_activations(params, x, apply_b_dec_to_input)
+        pre = way(params, x, apply_b_dec_to_input)
         return linear.to_decoder_units(params, pre) if rescale_acts_by_decoder_norm else pre
 
     def coefficients(params, f):
@@ -112,11 +112,7 @@ def batch_topk(
         threshold = following(params["threshold"], f, progress.step)
         return total, Info(logs, fired, assigned={"threshold": threshold})
 
-    def remembered(params, x):
-        pre = linear.remembered(params, x, apply_b_dec_to_input)
-        return linear.to_decoder_units(params, pre) if rescale_acts_by_decoder_norm else pre
-
-    few = partial(objective, encoded=remembered)
+    few = partial(objective, encoded=partial(pre_activations, way=linear.remembered))
     by_entries = one_by_one(few, partial(few, reviving=False), conventions.needed)
 
     def loss(params, batch, progress):

@@ -75,9 +75,9 @@ def topk(
     def init(key, dtype=jnp.float32):
         return initialisation.tied_rows(key, d_in, d_sae, decoder_init_norm, dtype)
 
-    def pre_activations(params, x):
+    def pre_activations(params, x, way=linear.pre_activations):
         # pi = (x - b_dec) W_enc + b_enc
-        pre = linear.pre_activations(params, x, apply_b_dec_to_input)
+        pre = way(params, x, apply_b_dec_to_input)
         return linear.to_decoder_units(params, pre) if rescale_acts_by_decoder_norm else pre
 
     def coefficients(params, f):
@@ -108,11 +108,7 @@ def topk(
             total = error + hyper["auxk"] * logs["auxk"]
         return total, Info(logs, fired, assigned={})
 
-    def remembered(params, x):
-        pre = linear.remembered(params, x, apply_b_dec_to_input)
-        return linear.to_decoder_units(params, pre) if rescale_acts_by_decoder_norm else pre
-
-    few = partial(objective, encoded=remembered)
+    few = partial(objective, encoded=partial(pre_activations, way=linear.remembered))
     by_entries = one_by_one(few, partial(few, reviving=False), conventions.needed)
 
     def loss(params, batch, progress):
