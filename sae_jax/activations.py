@@ -145,9 +145,12 @@ def _counts_in_a_loop(f: Float[Array, "batch d_sae"]) -> Float[Array, "d_sae"]:
     passes = len(f) // ROWS
     if passes < 2:
         return _counts(f)
-    blocks = f[: passes * ROWS].reshape(passes, ROWS, -1)
-    sums = jnp.zeros(blocks.shape[1:], jnp.float32)
-    sums = jax.lax.fori_loop(0, passes, lambda i, sums: sums + (blocks[i] > 0), sums)
+
+    def added(i, sums):
+        # of f as it is: of f in another shape XLA would write a copy out
+        return sums + (jax.lax.dynamic_slice_in_dim(f, i * ROWS, ROWS) > 0)
+
+    sums = jax.lax.fori_loop(0, passes, added, jnp.zeros((ROWS, f.shape[1]), jnp.float32))
     return sums.sum(axis=0) + _counts(f[passes * ROWS :])
 
 

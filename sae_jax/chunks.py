@@ -183,6 +183,8 @@ def _of(state: Members, places: Int[np.ndarray, "some"]) -> Members:
 
 def _spread(log: np.ndarray, rows: Int[np.ndarray, "members"]) -> np.ndarray:
     """Columns at the members' own places among all from the first to the last; NaN between them."""
+    if len(rows) == rows[-1] + 1 - rows[0]:
+        return log[:, : len(rows)]
     spread = np.full((len(log), rows[-1] + 1 - rows[0]), np.nan, log.dtype)
     spread[:, rows - rows[0]] = log[:, : len(rows)]
     return spread

@@ -14,7 +14,7 @@ from jaxtyping import Array, Shaped
 from sae_jax import metrics, sharding
 from sae_jax.base import SAE, Batch, InputError, TrainState, require
 from sae_jax.cost import Footprint, footprint
-from sae_jax.data import Source
+from sae_jax.data import Source, batch_shape
 from sae_jax.endings import Ending, Patience, not_yet, until_ended
 from sae_jax.grid import Grid
 from sae_jax.spread import Sizes
@@ -223,8 +223,9 @@ def _route(factory, optimizer, names: Iterable[str]) -> tuple[tuple[str, ...], d
 
 def _try(program: Program, grid: Grid, source: Source) -> None:
     """Trace one member's first step, so that what cannot work is said before anything is compiled."""
-    batch = jax.eval_shape(lambda: source.batch(jnp.int32(0)))
-    concrete = tuple((name, column[0].item()) for name, column in grid.items())
+    batch = batch_shape(source)
+    # one seed is as good as another, and seeds differ from sweep to sweep
+    concrete = tuple((name, 0 if name == "seed" else column[0].item()) for name, column in grid.items())
     rows = program.to_device({name: column[:1] for name, column in grid.items()})
     traced = tuple((name, jax.ShapeDtypeStruct((), column.dtype)) for name, column in rows.items())
     _tried(program, concrete, traced, batch)
@@ -293,7 +294,7 @@ def first_of(program: Program, grid: Grid) -> SAE:
 def shapes_of(program: Program, grid: Grid, source: Source, count: int = 1) -> tuple[Members, Batch]:
     """The shapes of a state of so many members of a grid, and of a batch."""
     hyper = program.to_device({name: np.resize(column, count) for name, column in grid.items()})
-    return jax.eval_shape(program.start, hyper), jax.eval_shape(lambda: source.batch(jnp.int32(0)))
+    return jax.eval_shape(program.start, hyper), batch_shape(source)
 
 
 def footprint_of(state: Members, batch: Batch) -> Footprint:

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int, Key, Scalar
 from sae_jax import distributed, sharding
 from sae_jax.base import SAE, Batch, Params, Progress, TrainState, require
 from sae_jax.checkpoint import Checkpoints, place
-from sae_jax.data import Source, stages
+from sae_jax.data import Source, batch_shape, stages
 
 Step = Callable[[Any, Batch], tuple[Any, dict[str, Array]]]
 """`(state, batch) -> (state, logs)`: for one SAE or, vmapped, for a thousand."""
@@ -25,9 +25,12 @@ Step = Callable[[Any, Batch], tuple[Any, dict[str, Array]]]
 History = dict[str, np.ndarray]
 """Logs by name, [points, ...], and `step` [points]: after how many steps each point was taken."""
 
-SECONDS_PER_CHUNK = 1.0
-"""What a chunk takes at least, where that many steps are left: each takes up its working memory anew."""
-SECONDS_OF_A_LONG_CHUNK = 3.0
+SECONDS_PER_CHUNK = 1.5
+"""What a chunk is to take, where that many steps are left: each takes up its working memory anew."""
+MOST_GROWTH = 16
+"""How many times as many steps a chunk may have as the one before, whose time may not be typical."""
+POINTS_PER_CHUNK = 32
+"""How many points of history one chunk can hold."""
 SECONDS_BETWEEN_CHECKPOINTS = 60.0
 SECONDS_WORTH_KEEPING = 2.0  # a finished run shorter than this is repeated sooner than saved
 
@@ -110,15 +113,38 @@ def stacked(logs: dict[str, Array]) -> Float[Array, "logs *members"]:
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=1)
-def _advance(step: Step, state, source: Source, first: Int[Array, ""], count: Int[Array, ""]):
-    """`count` steps from step `first`; the logs of the last. A traced count compiles once for all chunks."""
+def _advance(
+    step: Step,
+    state,
+    source: Source,
+    first: Int[Array, ""],
+    stop: Int[Array, ""],
+    every: Int[Array, ""],
+):
+    """The steps `first` to `stop - 1`, and of each stretch of `every` the last logs, [POINTS_PER_CHUNK, ...].
+
+    Traced numbers compile once for all chunks.
+    """
 
     def one(i, carry):
-        state, logs = step(carry[0], source.batch(first + i))
-        return state, stacked(logs)
+        state, points = carry
+        state, logs = _traced(step)(state, source.batch(i))
+        return state, points.at[i // every - first // every].set(stacked(logs))
 
-    logs = jax.eval_shape(one, 0, (state, None))[1]
-    return jax.lax.fori_loop(0, count, one, (state, jnp.zeros(logs.shape, logs.dtype)))
+    point = _point(step, state, source.batch(first))[1]
+    points = jnp.zeros((POINTS_PER_CHUNK, *point.shape), point.dtype)
+    return jax.lax.fori_loop(first, stop, one, (state, points))
+
+
+def _traced(step: Step) -> Step:
+    """The same step, which is traced once for all that ask for it."""
+    return jax.jit(step, inline=True)
+
+
+def _point(step: Step, state: Any, batch: Batch) -> tuple[list[str], jax.ShapeDtypeStruct]:
+    """The names of a step's logs, and the shape of them all."""
+    logs = jax.eval_shape(_traced(step), state, batch)[1]
+    return list(logs), jax.eval_shape(stacked, logs)
 
 
 def run(
@@ -134,7 +160,7 @@ def run(
 ) -> tuple[Any, History]:
     """Repeat `step` over the batches `start` to `steps - 1` of a source.
 
-    The steps run on the device in chunks of one to three seconds. How they are chunked changes no bit of
+    The steps run on the device in chunks of a second or two. How they are chunked changes no bit of
     the outcome: step i sees batch i, so a run that stops and goes on equals one that does not. Of several
     processes the first decides how many steps a chunk has.
 
@@ -163,12 +189,9 @@ def run(
     require(steps < 2**31, f"steps must be below 2^31, got {steps}")
     until = steps if until is None else until
     require(0 <= start <= until <= steps, f"start must lie within the run of {until} steps, got {start}")
-    stops = [stop for stop in points_of(start, steps, points) if stop <= until]
-    # through jit, which keeps what it traced for the next run of the same step
-    logs = jax.eval_shape(jax.jit(step), state, jax.eval_shape(source.batch, jnp.int32(0)))[1]
-    point = jax.eval_shape(stacked, logs)
+    every, stops = _stride(steps, points), points_of(start, steps, points)
+    names, point = _point(step, state, batch_shape(source))
     recorded = np.empty((len(stops), *point.shape), point.dtype)
-    names = list(logs)
 
     def history(count):
         logs = {name: recorded[:count, k] for k, name in enumerate(names)}
@@ -178,22 +201,19 @@ def run(
     done, chunk, count = start, 1, 0
     for stage, end in stages(source, start, until):
         while done < end:
-            now = min(chunk, (stops[count] if count < len(stops) else until) - done, end - done)
-            began = time.monotonic()
-            state, logs = _advance(step, state, stage, np.int32(done), np.int32(now))
+            now = min(done + chunk, end, (done // every + POINTS_PER_CHUNK) * every)
+            began = time.perf_counter()
+            state, logs = _advance(step, state, stage, np.int32(done), np.int32(now), np.int32(every))
             logs = sharding.everywhere(logs)
-            seconds = time.monotonic() - began
-            done += now
-            if count < len(stops) and done == stops[count]:
-                recorded[count] = logs
+            seconds = time.perf_counter() - began
+            while count < len(stops) and stops[count] <= now:
+                recorded[count] = logs[(stops[count] - 1) // every - done // every]
                 count += 1
+            growth = min(SECONDS_PER_CHUNK / seconds, MOST_GROWTH)
+            chunk = distributed.leader(max(1, int((now - done) * growth)))
+            done = now
             if between is not None and between(done, state, history(count)):
                 return state, history(count)
-            if seconds < SECONDS_PER_CHUNK:
-                chunk = max(chunk, now * 2)
-            elif seconds > SECONDS_OF_A_LONG_CHUNK:
-                chunk = max(1, now // 2)
-            chunk = distributed.leader(chunk)
     return state, history(count)
 
 
@@ -204,9 +224,13 @@ def _copied(state: Any) -> Any:
 
 def points_of(start: int, steps: int, points: int) -> list[int]:
     """The steps after which history is taken: multiples of a stride beyond `start`, and the last step."""
-    require(points >= 1, f"points must be at least 1, got {points}")
-    every = max(1, steps // points)
+    every = _stride(steps, points)
     return sorted({*range((start // every + 1) * every, steps, every), *([steps] if start < steps else [])})
+
+
+def _stride(steps: int, points: int) -> int:
+    require(points >= 1, f"points must be at least 1, got {points}")
+    return max(1, steps // points)
 
 
 class Stopped(Exception):  # noqa: N818, it is an event and not an error

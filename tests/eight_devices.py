@@ -97,9 +97,9 @@ def test_a_chunk_of_steps_moves_nothing_behind_the_hosts_back(rows):
     mesh = sharding.mesh(ALL_AXES)
     with jax.set_mesh(mesh):
         step, state, source = step_on(THOROUGH[0], rows, mesh)
-        first, count = sharding.placed((np.int32(0), np.int32(3)), mesh)
+        numbers = sharding.placed((np.int32(0), np.int32(3), np.int32(2)), mesh)
         with jax.transfer_guard("disallow"):
-            train._advance(step, state, source, first, count)
+            train._advance(step, state, source, *numbers)
 
 
 # Layout

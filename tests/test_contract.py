@@ -240,13 +240,20 @@ def test_chunking_changes_no_bit(case, small, monkeypatch):
         return result
 
     single, by_one = run(0.0, 1)
-    doubling, by_doubling = run(1e9, 1)
-    often, _ = run(1e9, 25)
+    whole, by_whole = run(1e9, 1)
+    often, by_often = run(1e9, 50)
+    _, by_one_often = run(0.0, 50)
+    seldom, by_seldom = run(1e9, 12)
+    _, by_one_seldom = run(0.0, 12)
     assert chunks[0] == list(range(1, 51))
-    assert chunks[1] == [1, 3, 7, 15, 31, 50]
-    assert_same_bits(single, doubling)
-    assert_same_bits(single, often)
-    assert_same_bits(by_one, by_doubling)
+    assert chunks[1] == [1, 17, 50]
+    assert chunks[2] == [1, 17, 49, 50], "a chunk holds so many points"
+    for other in (whole, often, seldom):
+        assert_same_bits(single, other)
+    assert_same_bits(by_one, by_whole)
+    assert_same_bits(by_one_often, by_often)
+    assert_same_bits(by_one_seldom, by_seldom)
+    assert list(by_seldom["step"]) == [*range(4, 49, 4), 50]
 
 
 def test_run_leaves_the_given_state_usable(small):

@@ -2,7 +2,7 @@
 
 from sae_jax.data.arrays import as_float32, checked, read_array
 from sae_jax.data.rows import Rows, open_rows, side_by_side
-from sae_jax.data.source import InMemory, Source, in_memory, on_mesh, stages
+from sae_jax.data.source import InMemory, Source, batch_shape, in_memory, on_mesh, stages
 from sae_jax.data.store import Store, is_store, open_store
 from sae_jax.data.stored import Stored, stored
 
@@ -13,6 +13,7 @@ __all__ = [
     "Store",
     "Stored",
     "as_float32",
+    "batch_shape",
     "checked",
     "in_memory",
     "is_store",

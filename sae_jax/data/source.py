@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Protocol, runtime_checkable
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
@@ -30,6 +31,16 @@ class Source(Protocol):
     def evaluation(self, rows: int) -> Iterator[Batch]:
         """Batches of about `rows` rows in all to measure on, each row at most once."""
         ...
+
+
+@jax.jit
+def _batch(source: Source, i: Int[Array, ""]) -> Batch:
+    return source.batch(i)
+
+
+def batch_shape(source: Source) -> Batch:
+    """The shapes of a source's batches; traced once for all sources of a kind, and none is computed."""
+    return jax.eval_shape(_batch, source, jnp.int32(0))
 
 
 @runtime_checkable
