@@ -144,6 +144,7 @@ def _chunk(way: Way, book: Book, heat: Heat, first: int, size: int) -> Members |
         over=over,
         look=tell,
         checkpoints=way.saving and way.saving.at(heat.name).at(f"{first}-{first + size}"),
+        consume=True,
     )
     params = sharding.everywhere(trained_params(state.train))
     measured = _measured(way, state, params, to_the_end=heat.last)
@@ -173,7 +174,7 @@ def _measured(way: Way, state: Members, params: Params, to_the_end: bool) -> dic
 def _placed(way: Way, state: Members) -> Members:
     """A state that lies on the host, where it is to be trained."""
     if way.cut.mesh is None:
-        return jax.tree.map(jnp.asarray, state)
+        return jax.tree.map(jnp.array, state)
     return sharding.placed(state, way.cut.mesh, layout(state))
 
 

@@ -57,7 +57,7 @@ class Footprint(NamedTuple):
 
     @property
     def total(self) -> float:
-        """What must be there: the state twice, because the one at the start is kept while another trains."""
+        """What must be there: the state twice, because XLA may copy what a loop carries and still reads."""
         return 2 * self.state + self.gradients + self.activations
 
     @property

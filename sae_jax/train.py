@@ -157,6 +157,7 @@ def run(
     until: int | None = None,
     points: int = 100,
     between: Callable[[int, Any, History], bool | None] | None = None,
+    consume: bool = False,
 ) -> tuple[Any, History]:
     """Repeat `step` over the batches `start` to `steps - 1` of a source.
 
@@ -166,7 +167,7 @@ def run(
 
     Args:
       step: from `make_step`, or a vmapped one.
-      state: what `step` takes; it is copied, not consumed.
+      state: what `step` takes.
       source: answers `batch(i)`.
       steps: how many steps the whole run has.
       start: steps that `state` already has behind it.
@@ -174,6 +175,7 @@ def run(
       points: about how many points of history to keep, evenly spaced, the last step always among them.
       between: called after every chunk with (steps done, state, history so far). It may save the state,
         but must be done with it when it returns. Returning True ends the run, and so does what it raises.
+      consume: train in the memory of `state`, which is gone afterwards; else in a copy of it.
 
     Returns:
       The final state, and the history from `start` on.
@@ -197,7 +199,7 @@ def run(
         logs = {name: recorded[:count, k] for k, name in enumerate(names)}
         return {"step": np.asarray(stops[:count], np.int64), **logs}
 
-    state = _copied(state)
+    state = state if consume else _copied(state)
     done, chunk, count = start, 1, 0
     for stage, end in stages(source, start, until):
         while done < end:
@@ -282,6 +284,7 @@ def run_resumable(
     over: Callable[[Any], bool] | None = None,
     look: Callable[[int, History], bool | None] | None = None,
     checkpoints: str | Path | Saving | None = None,
+    consume: bool = False,
 ) -> tuple[Any, History]:
     """`run` that goes on from its last checkpoint, writes one a minute, and one when it is told to stop.
 
@@ -296,6 +299,7 @@ def run_resumable(
       look: called after it with (steps done, history so far); returning True ends the run. Of several
         processes all call it, and one that wants to stop stops all.
       checkpoints: this run's folder, or a `Saving`; None for no checkpoints.
+      consume: as for `run`.
 
     Returns:
       The final state and the whole history, bit for bit those of a run that was never stopped.
@@ -339,7 +343,15 @@ def run_resumable(
             return finished
 
         state, history = run(
-            step, state, source, steps, start=start, until=until, points=points, between=between
+            step,
+            state,
+            source,
+            steps,
+            start=start,
+            until=until,
+            points=points,
+            between=between,
+            consume=consume,
         )
         return state, joined(history)
 

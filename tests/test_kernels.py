@@ -154,7 +154,7 @@ def test_real_sizes_are_lowered_to_a_kernel(platform, use, dtype):
 
 @on_every_platform
 def test_kernels_are_lowered_under_64_bit_types_too(platform, x64):
-    kernels.usable.cache_clear()
+    forget()
     for product, *operands in of_real_size("float32").values():
         lowered = lowered_for((platform,), product, *operands)
         assert CALLS[platform] in lowered.as_text()
@@ -206,9 +206,15 @@ def on_cpu(monkeypatch):
         monkeypatch.setitem(kernels.KERNELS, "cpu", module)
         return kernels._step("segment_sum", lambda v, r, s, table: jax.core.ShapedArray((2, 5), table.dtype))
 
-    kernels.usable.cache_clear()
+    forget()
     yield take
+    forget()
+
+
+def forget() -> None:
+    """Have kernels tried again."""
     kernels.usable.cache_clear()
+    kernels.compiles.cache_clear()
 
 
 def halves(product):
@@ -224,7 +230,7 @@ SUMMED = np.array([[5, 7, 9, 11, 13], [25, 27, 29, 31, 33]])
 
 @on_every_platform
 def test_where_a_platform_is_not_here_its_kernels_are_lowered(platform, recwarn):
-    kernels.usable.cache_clear()
+    forget()
     assert kernels.usable(platform)
     assert not recwarn.list
 
@@ -264,9 +270,29 @@ def test_a_kernel_that_answers_wrongly_is_not_used(on_cpu, monkeypatch, wrong):
     assert not kernels.usable("cpu")
 
 
+def test_a_kernel_that_compiles_but_not_for_the_sizes_at_hand_is_told_of_and_not_used(on_cpu, monkeypatch):
+    product = on_cpu("gpu")
+
+    def only_small(values, rows, starts, table):
+        if values.size == 4:
+            raise MemoryError("too many entries\nand more")
+        return plain.segment_sum(values, rows, starts, table)
+
+    monkeypatch.setattr(gpu, "segment_sum", only_small)
+    monkeypatch.setattr(gpu, "row_dots", plain.row_dots)
+    told = (
+        r"^the sparse kernel segment_sum does not compile on cpu for float32\[4\], int32\[4\], int32\[3\], "
+        r"float32\[4, 5\] \(MemoryError: too many entries\): the plain path is used$"
+    )
+    with pytest.warns(UserWarning, match=told) as caught:
+        assert np.array_equal(halves(product), SUMMED)
+    assert len(caught) == 1
+    assert kernels.usable("cpu"), "other sizes do compile"
+
+
 @on_every_platform
 def test_a_kernel_that_is_not_lowered_is_not_used(platform, monkeypatch):
-    kernels.usable.cache_clear()
+    forget()
 
     def fails(*operands):
         raise NotImplementedError("no such instruction\nand more")
@@ -277,7 +303,7 @@ def test_a_kernel_that_is_not_lowered_is_not_used(platform, monkeypatch):
     with pytest.warns(UserWarning, match=rf"{platform} \(NotImplementedError: no such instruction\): the pl"):
         lowered = lowered_for((platform,), product, *operands)
     assert CALLS[platform] not in lowered.as_text()
-    kernels.usable.cache_clear()
+    forget()
 
 
 def test_other_platforms_have_no_kernels():

@@ -10,7 +10,7 @@ takes half a second, which a run on a CPU need not pay.
 What was checked, with jax 0.10.1 and no accelerator at hand: both kernels against numpy in Pallas's
 interpreters, lowering for CUDA and TPU, and compilation ahead of time for an H100 (no atomics, 128-bit loads,
 no spills) and for a TPU v5e. They have run on neither, and nothing is known of their speed. Where such a
-device is, it tries both kernels before their first use (`usable`).
+device is, both are tried before their first use (`usable`), and compiled for the sizes at hand (`compiles`).
 
 On a mesh, call them within `jax.shard_map(..., check_vma=False)`: XLA does not divide a kernel by itself.
 """
@@ -120,22 +120,48 @@ def usable(platform: str) -> bool:
       InputError: the platform has no kernels.
     """
     require(platform in KERNELS, f"there are sparse kernels for {', '.join(KERNELS)}, not for {platform}")
+    return _sound(
+        lambda: all(_answers(platform, name, example) for name, example in _examples().items()),
+        f"the sparse kernels do not compile on {platform}",
+        f"the sparse kernels give wrong sums on {platform}",
+    )
+
+
+@lru_cache(maxsize=256)
+def compiles(platform: str, name: str, *operands: jax.ShapeDtypeStruct) -> bool:
+    """Whether a platform's kernel can be had for these operands; tried once, as `usable` is.
+
+    Args:
+      platform: "cuda" or "tpu".
+      name: "segment_sum" or "row_dots".
+      operands: shapes and dtypes.
+
+    Returns:
+      False, with a warning of one line, where no kernel of the platform is usable, or not for these sizes.
+    """
+    if not usable(platform):
+        return False
+    shapes = ", ".join(f"{operand.dtype}{list(operand.shape)}" for operand in operands)
+    return _sound(
+        lambda: _compiled(platform, name, operands) is not None,
+        f"the sparse kernel {name} does not compile on {platform} for {shapes}",
+    )
+
+
+def _sound(right: Callable[[], bool], if_raised: str, if_wrong: str = "") -> bool:
+    """Whether that is right; if not, or if it raises, a sentence is told in a warning."""
+    fault = ""
     # in a thread of its own, since in this one a program is on its way through jit
     with ThreadPoolExecutor(1) as aside:
-        fault = aside.submit(_fault, platform).result()
+        asked = aside.submit(right)
+        try:
+            fault = "" if asked.result() else if_wrong
+        except Exception as error:  # a compiler may raise anything
+            first_line = str(error).partition("\n")[0]
+            fault = f"{if_raised} ({type(error).__name__}: {first_line})"
     if fault:
-        warnings.warn(f"the sparse kernels {fault}: the plain path is used", stacklevel=2)
+        warnings.warn(f"{fault}: the plain path is used", stacklevel=3)
     return not fault
-
-
-def _fault(platform: str) -> str:
-    """What is wrong with a platform's kernels; empty if nothing."""
-    try:
-        right = all(_tried(platform, name, example) for name, example in _examples().items())
-    except Exception as error:  # a compiler may raise anything
-        first_line = str(error).partition("\n")[0]
-        return f"do not compile on {platform} ({type(error).__name__}: {first_line})"
-    return "" if right else f"give wrong sums on {platform}"
 
 
 def _examples() -> dict[str, tuple]:
@@ -145,14 +171,22 @@ def _examples() -> dict[str, tuple]:
     return {"segment_sum": (values, rows, starts, table), "row_dots": (table, rows, table, rows[::-1].copy())}
 
 
-def _tried(platform: str, name: str, example: tuple) -> bool:
-    kernel = jax.jit(getattr(_module(platform), name))
-    device = _device(platform)
+def _answers(platform: str, name: str, example: tuple) -> bool:
+    """Whether a kernel gives what plain JAX gives; of a platform that is not here, whether it is lowered."""
+    kernel, device = _compiled(platform, name, example), _device(platform)
     if device is None:
-        kernel.trace(*example).lower(lowering_platforms=(platform,))
         return True
     with jax.default_device(device):
         return bool(np.array_equal(kernel(*example), getattr(plain, name)(*map(jnp.asarray, example))))
+
+
+def _compiled(platform: str, name: str, operands: tuple) -> Any:
+    """A kernel, compiled for such operands; of a platform that is not here it is only lowered."""
+    kernel, device = jax.jit(getattr(_module(platform), name)), _device(platform)
+    if device is None:
+        return kernel.trace(*operands).lower(lowering_platforms=(platform,))
+    with jax.default_device(device):
+        return kernel.lower(*operands).compile()
 
 
 def _device(platform: str) -> Any:
@@ -168,7 +202,8 @@ def _module(platform: str) -> ModuleType:
 
 
 def _chosen(platform: str, name: str, *operands: Array) -> Array:
-    return getattr(_module(platform) if usable(platform) else plain, name)(*operands)
+    shapes = (jax.ShapeDtypeStruct(operand.shape, operand.dtype) for operand in operands)
+    return getattr(_module(platform) if compiles(platform, name, *shapes) else plain, name)(*operands)
 
 
 def _step(name: str, result: Callable[..., ShapedArray]) -> Primitive:
