@@ -211,8 +211,10 @@ def run(
             while count < len(stops) and stops[count] <= now:
                 recorded[count] = logs[(stops[count] - 1) // every - done // every]
                 count += 1
-            growth = min(SECONDS_PER_CHUNK / seconds, MOST_GROWTH)
-            chunk = distributed.leader(max(1, int((now - done) * growth)))
+            longer = int((now - done) * min(SECONDS_PER_CHUNK / seconds, MOST_GROWTH))
+            # a chunk that was cut short by the end of its stage is no reason for shorter ones
+            kept = chunk if seconds < SECONDS_PER_CHUNK else 1
+            chunk = distributed.leader(max(longer, kept))
             done = now
             if between is not None and between(done, state, history(count)):
                 return state, history(count)
