@@ -10,7 +10,7 @@ from sae_jax import distributed, sharding
 from sae_jax.base import require
 from sae_jax.checkpoint import place
 from sae_jax.data import Source
-from sae_jax.devices import free_memory
+from sae_jax.devices import free_memory, quick_memory
 from sae_jax.grid import Grid, members
 from sae_jax.program import Program, footprint_of, shapes_of, sizes_of
 from sae_jax.spread import Spread, spread
@@ -96,6 +96,7 @@ def laid(
         axes=_asked(mesh, several),
         at_once=members_at_once,
         every=several,
+        quick=quick_memory(),
     )
 
 

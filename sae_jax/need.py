@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from sae_jax import distributed
 from sae_jax.cost import Footprint, bytes_of
 from sae_jax.data import Source
-from sae_jax.devices import free_memory
+from sae_jax.devices import free_memory, quick_memory
 from sae_jax.grid import members
 from sae_jax.program import first_of, footprint_of, shapes_of, sizes_of
 from sae_jax.spread import SHARE_OF_MEMORY, spread
@@ -63,6 +63,7 @@ def needs(
     source: Source,
     dtype=jnp.float32,
     available: float | None = None,
+    quick: float | None = None,
     devices: int = 1,
     axes: Mapping[str, int] | None = None,
     members_at_once: int | None = None,
@@ -72,6 +73,7 @@ def needs(
     Args:
       groups, source, dtype, members_at_once: as for `sweep_all`.
       available: bytes free on each device; None for what the first one here has.
+      quick: as for `spread`; None for what the first one here has.
       devices: how many there are, for a mesh to be chosen over.
       axes: of the mesh, `member`, `data` and `latent`; None to choose them, for each group.
 
@@ -82,13 +84,21 @@ def needs(
       InputError: what `sweep_all` would say against the groups, or axes that do not divide them.
     """
     free = float(free_memory() if available is None else available)
+    quick = quick_memory() if quick is None else quick
 
     def need(group: Group) -> Need:
         program = program_for(group, source, dtype)
         state, batch = shapes_of(program, group.grid, source)
         one, sizes = footprint_of(state, batch), sizes_of(state, batch, members(group.grid))
         found = spread(
-            one, sizes, free, devices=devices, axes=axes, at_once=members_at_once, every=distributed.several()
+            one,
+            sizes,
+            free,
+            devices=devices,
+            axes=axes,
+            at_once=members_at_once,
+            every=distributed.several(),
+            quick=quick,
         )
         architecture = first_of(program, group.grid).config.get("architecture", "sae")
         parameters = sum(leaf.size for leaf in jax.tree.leaves(state.train.params))

@@ -1,5 +1,6 @@
 """What a sweep will take before it starts: memory, FLOPs, bytes, time, and how to spread it."""
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple
@@ -104,6 +105,7 @@ def plan(
         found = needs(
             groups, source=source, dtype=dtype, devices=devices, axes=axes, members_at_once=members_at_once,
             available=machine.memory - (0 if on == HERE else bytes_of(source)),
+            quick=None if on == HERE else math.inf,
         )  # fmt: skip
         work = tuple(
             _work(group, need, source, dtype, machine, rate)

@@ -10,6 +10,8 @@ from sae_jax.cost import Footprint
 
 SHARE_OF_MEMORY = 0.5
 """How much of the free memory a chunk of members may fill."""
+FEW = 16
+"""Members that train side by side in any case, where they fit: one's own rows may be too much to be quick."""
 
 
 class Sizes(NamedTuple):
@@ -40,6 +42,7 @@ def spread(
     axes: Mapping[str, int] | None = None,
     at_once: int | None = None,
     every: bool = False,
+    quick: float = math.inf,
 ) -> Spread:
     """Lay a sweep over devices, as it was asked for or as it fits in half of their free memory.
 
@@ -49,8 +52,9 @@ def spread(
       free: bytes of each device.
       devices: how many there are, for a mesh to be chosen over.
       axes: of the mesh that was asked for; None to choose it.
-      at_once: members side by side that were asked for; None for as many as fit.
+      at_once: members side by side that were asked for; None for as many as fit, and are quick.
       every: as for `choose_mesh`.
+      quick: bytes of each device that are nearer to it than the others (`devices.quick_memory`).
 
     Returns:
       A `Spread`.
@@ -63,7 +67,8 @@ def spread(
     sharding.require_divides(chosen, *chunk)
     alone, axis = one.over(chosen["data"], chosen["latent"]).total, chosen["member"]
     fit = axis * max(1, int(SHARE_OF_MEMORY * free // alone))
-    chunks = math.ceil(sizes.members / min(at_once or fit, sizes.members))
+    near = axis * max(FEW, int(min(quick, free) // alone))
+    chunks = math.ceil(sizes.members / min(at_once or min(fit, near), sizes.members))
     return Spread(chosen, fit, axis * math.ceil(math.ceil(sizes.members / chunks) / axis))
 
 

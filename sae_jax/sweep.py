@@ -62,7 +62,8 @@ def sweep(
         JAX does.
       mesh: how to spread over devices, `"member=4,data=2"`, `"auto"`, or from `sharding.mesh`; None for one
         device, or where there are several processes `"auto"`.
-      members_at_once: how many train side by side; None for as many as fit in half of the free memory.
+      members_at_once: how many train side by side; None for as many as fit in half of the free memory, and on
+        a CPU about in its cache.
       points: about how many points of history to keep.
       evaluate_rows: how many rows the final metrics look at, at most.
       patience: when a member has trained enough; None for never.

@@ -1,6 +1,7 @@
 """What a sweep will take is what it takes; and how one ends that wants more memory than there is."""
 
 import json
+import math
 import subprocess
 import sys
 import time
@@ -21,12 +22,12 @@ import sae_jax
 from sae_jax import devices
 from sae_jax.base import Batch, InputError
 from sae_jax.cli import jobs, main, memory, options
-from sae_jax.cost import bytes_of, training_flops
+from sae_jax.cost import Footprint, bytes_of, training_flops
 from sae_jax.cut import cut
 from sae_jax.need import laid_out, needs, suggestion
 from sae_jax.plan import plan
 from sae_jax.program import checked_program, footprint_of, shapes_of
-from sae_jax.spread import SHARE_OF_MEMORY, Sizes, choose_mesh
+from sae_jax.spread import SHARE_OF_MEMORY, Sizes, choose_mesh, spread
 from sae_jax.sweep import Group
 
 SCRIPT = Path(sys.executable).with_name("sae-jax")
@@ -106,6 +107,18 @@ def test_a_plan_cuts_a_grid_as_a_sweep_does(monkeypatch):
     axes = {"member": 2, "data": 1, "latent": 1}
     spread = needs([one], source=batches, axes=axes, members_at_once=2)[0]
     assert (spread.at_once, spread.each) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("members", "asked", "quick", "at_once"),
+    [(64, None, 40e6, 16), (20, None, 40e6, 10), (64, None, 100e6, 22), (64, None, math.inf, 64),
+     (64, 48, 40e6, 32), (64, None, 1.0, 16), (12, None, 1.0, 12)],
+)  # fmt: skip
+def test_members_side_by_side_keep_to_the_quick_memory_unless_they_are_few(members, asked, quick, at_once):
+    one = Footprint(1e6, 1e6, 0, 0, 0, 0)  # 4 MB with the second state, of which 10 and 25 fit there
+    found = spread(one, Sizes(members, 256, 256), 1e12, at_once=asked, quick=quick)
+    assert found.at_once == at_once
+    assert found.fit == 125_000
 
 
 def test_work_is_shared_among_devices():
