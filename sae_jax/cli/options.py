@@ -81,7 +81,8 @@ class Training:
     data_seed: int = 0
     """Names the order of the rows, or the rows of a world."""
     members_at_once: MaybeCount = None
-    """How many members train side by side. Default: as many as fit in half of the free memory."""
+    """How many members train side by side. Default: as many as fit in half of the free memory, and on
+    a CPU about in its cache."""
     precision: Annotated[
         Literal["bfloat16", "tensorfloat32", "highest"] | None, tyro.conf.arg(help_behavior_hint="")
     ] = None
