@@ -102,7 +102,8 @@ def differing(out: Path, whole: Path) -> list[str]:
 
 def held_by(out: Path) -> list[tuple[str, int]]:
     """(chunk of members, step) of every checkpoint in place, in the order of training."""
-    found = [path for path in (out / "checkpoints").rglob("*") if path.name.isdecimal() and path.is_dir()]
+    # not what lies deeper, which has another name as soon as it is whole
+    found = [path for path in out.glob("checkpoints/*/*") if path.name.isdecimal() and path.is_dir()]
     places = [(path.parent.name, int(path.name)) for path in found]
     return sorted(places, key=lambda place: (int(place[0].split("-")[0]), place[1]))
 
