@@ -3,6 +3,7 @@
 import sys
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ import sae_jax
 from sae_jax import SAE, Batch, Info, TrainedSAE, train
 from sae_jax.architectures import TABLE
 from sae_jax.checkpoint import Checkpoints
+from sae_jax.data import Source
 from sae_jax.need import needs
 from sae_jax.spread import SHARE_OF_MEMORY
 from sae_jax.sweep import Group
@@ -261,6 +263,43 @@ def test_run_leaves_the_given_state_usable(small):
     before = jax.tree.map(np.array, state)
     sae_jax.run(step, state, sae_jax.in_memory(small), 3)
     assert_same_bits(state, before)
+
+
+def test_a_run_may_take_the_memory_of_its_state(small):
+    state, step = solo(CASES[0])
+    kept, history = sae_jax.run(step, state, sae_jax.in_memory(small), 3)
+    taken, same_history = sae_jax.run(step, state, sae_jax.in_memory(small), 3, consume=True)
+    assert_same_bits(taken, kept)
+    assert_same_bits(same_history, history)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
+
+
+class Staged(NamedTuple):
+    """A source that is read in stages, the second of which is short."""
+
+    whole: Source
+
+    @property
+    def batch_size(self):
+        return self.whole.batch_size
+
+    def batch(self, i):
+        return self.whole.batch(i)
+
+    def evaluation(self, rows):
+        return self.whole.evaluation(rows)
+
+    def stages(self, start, steps):
+        return ((self.whole, stop) for stop in (17, 18, steps))
+
+
+def test_a_chunk_that_its_stage_cuts_short_does_not_shorten_the_next(small, monkeypatch):
+    monkeypatch.setattr(train, "SECONDS_PER_CHUNK", 1e9)
+    state, step = solo(CASES[0])
+    stops = []
+    source = Staged(sae_jax.in_memory(small))
+    sae_jax.run(step, state, source, 60, points=1, between=lambda done, *_: stops.append(done))
+    assert stops == [1, 17, 18, 60]
 
 
 @pytest.mark.parametrize(

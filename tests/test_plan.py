@@ -121,6 +121,16 @@ def test_members_side_by_side_keep_to_the_quick_memory_unless_they_are_few(membe
     assert found.fit == 125_000
 
 
+def test_a_sweep_and_its_plan_here_keep_to_the_quick_memory_and_a_plan_for_a_gpu_does_not(monkeypatch):
+    for module in ("sae_jax.cut", "sae_jax.need"):
+        monkeypatch.setattr(sys.modules[module], "quick_memory", lambda: 1.0)
+    batches, one = source(), group(members=20)
+    program = checked_program(*one, batches, jnp.float32)
+    assert cut(program, one.grid, batches, None, None, None).at_once == 10
+    assert plan([one], source=batches, steps=10).needs[0].at_once == 10
+    assert plan([one], source=batches, steps=10, on="h100-sxm").needs[0].at_once == 20
+
+
 def test_work_is_shared_among_devices():
     batches, one = source(), group(members=6)
     alone, spread = (plan([one], source=batches, steps=10, on="h100-sxm", devices=n) for n in (1, 8))
