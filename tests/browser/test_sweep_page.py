@@ -12,6 +12,7 @@ from sae_jax import report
 from sae_jax.report import port_page, sweep_page
 
 pytestmark = pytest.mark.slow
+expect = pytest.importorskip("playwright.sync_api", reason="playwright is not installed").expect
 
 THEMES = ("light", "dark")
 EVIL = "</script><img src=x onerror=alert(1)>"
@@ -98,7 +99,7 @@ def test_a_point_shows_its_member_and_leads_inside(result, run, opened):
     assert re.match(rf"member {member}l1 ", hover.text_content())
     page.mouse.down()
     page.mouse.up()
-    page.wait_for_function("member => document.getElementById('view').value === member", arg=str(member))
+    expect(page.locator("#view")).to_have_value(str(member))
     assert page.evaluate("document.activeElement.id") == "view"
     assert page.evaluate("document.getElementById('h-inside').getBoundingClientRect().top") < 200
     assert page.locator(".members tr[aria-current]").get_attribute("data-member") == str(member)
@@ -202,10 +203,10 @@ def test_a_sweep_is_accessible_and_fits(run, theme, width, opened):
 
 def test_plots_follow_the_scheme(run, opened):
     page = opened(run / "report.html").page
-    ink = "document.getElementById('frontier')._fullLayout.font.color"
-    assert page.evaluate(ink) == "#1c2128"
+    title = page.locator("#frontier .xtitle")
+    expect(title).to_have_css("fill", "rgb(28, 33, 40)")
     page.emulate_media(color_scheme="dark")
-    page.wait_for_function(f"{ink} === '#e4e8ec'")
+    expect(title).to_have_css("fill", "rgb(228, 232, 236)")
 
 
 def test_a_finger_sees_before_it_goes(run, chromium):
