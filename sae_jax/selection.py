@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from functools import partial, reduce
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +18,24 @@ from sae_jax.base import InputError, require
 GROUP = 8
 """How many neighbours `top` looks at together; measured in docs/performance.md."""
 
+ENOUGH = 4
+"""From how many times `k` groups on they are chosen among first."""
+WORD = 32
+"""How many entries of a mask `_nth` counts at once."""
+
 Number = Any
 """A Python number, or a traced scalar."""
+
+
+class Cut(NamedTuple):
+    """The last entry that is chosen: what it is, and where. NaN where none is."""
+
+    least: Float[Array, "*rows"]
+    place: Int[Array, "*rows"]
+
+    def keeps(self, values: Float[Array, "*some"], places: Int[Array, "*#some"]) -> Bool[Array, "*some"]:
+        """Which entries are larger, or equal and no later."""
+        return (values > self.least) | ((values == self.least) & (places <= self.place))
 
 
 def largest(values: Float[Array, "*batch n"], k: Number, k_max: int | None = None) -> Bool[Array, "*batch n"]:
@@ -67,40 +83,45 @@ def _require_few_enough(values: Array) -> None:
 def top(
     values: Float[Array, "rows n"], k: int, maxima: Callable[..., Array] | None = None
 ) -> tuple[Float[Array, "rows k"], Int[Array, "rows k"]]:
-    """The `k` largest entries of each row, the largest first, and where they lie; of equal ones the earlier.
+    """The `k` largest entries of each row in the order of their places, and these; of equal ones the earlier.
+
+    Args:
+      values: rows; NaN counts as infinite.
+      k: at most n.
+      maxima: as in `_candidates`.
+    """
+    values, places = _candidates(values, k, maxima)
+    where = jax.vmap(lambda row: _nth(_keeps(row, k), jnp.arange(k, dtype=jnp.int32)))(values)
+    best, found = (jnp.take_along_axis(each, where, axis=-1) for each in (values, places))
+    return best, found
+
+
+def _candidates(
+    values: Float[Array, "rows n"], k: int, maxima: Callable[..., Array] | None = None
+) -> tuple[Float[Array, "rows some"], Int[Array, "rows some"]]:
+    """Some entries of each row in their order, among them the `k` largest, and their places.
 
     A row is cut into groups of `GROUP` neighbours. Whatever is among the k largest lies in one of the k
     groups with the largest maxima: k others would each hold something larger. So the groups are chosen
-    first, by the same rule, and only their entries looked at: of 16,384 entries for k = 32 some 512.
+    first, by the same rule, and only their entries looked at: of 16,384 entries for k = 32 some 256.
 
     Args:
       values: rows; NaN counts as infinite.
       k: at most n.
       maxima: of groups [rows, groups, GROUP]; None for a way that keeps NaN.
-
-    Returns:
-      Values and places, as `jax.lax.top_k`.
     """
     count, n = values.shape
-    if n < 4 * GROUP * k:
-        return _top_k(values, k)
+    if n < ENOUGH * GROUP * k:
+        return _without_nan(values), jnp.broadcast_to(jnp.arange(n, dtype=jnp.int32), values.shape)
     rest = -n % GROUP
     padded = jnp.pad(values, ((0, 0), (0, rest)), constant_values=-jnp.inf) if rest else values
     groups = padded.reshape(count, -1, GROUP)
     of_groups = _without_nan((maxima or _maxima)(groups))
     # the maxima of these by XLA's reduction, which it does not fuse with those and compute them anew
-    chosen = top(of_groups, k, partial(jnp.max, axis=-1))[1]
-    # in their own order, so that of equal entries the earlier comes first
-    chosen = jnp.sort(chosen, axis=-1)
-    best, where = top(jnp.take_along_axis(groups, chosen[..., None], axis=1).reshape(count, -1), k)
-    return best, jnp.take_along_axis(chosen, where // GROUP, axis=-1) * GROUP + where % GROUP
-
-
-def _top_k(values: Float[Array, "*rows n"], k: int) -> tuple[Float[Array, "*rows k"], Int[Array, "*rows k"]]:
-    # without the barriers XLA sees where only one of the two is wanted, and sorts all values instead;
-    # a barrier for both together breaks its partitioner
-    best, where = map(jax.lax.optimization_barrier, jax.lax.top_k(_without_nan(values), k))
-    return best, where
+    chosen = top(of_groups, k, partial(jnp.max, axis=-1))[1][..., None]
+    candidates = _without_nan(jnp.take_along_axis(groups, chosen, axis=1))
+    places = chosen * GROUP + jnp.arange(GROUP, dtype=jnp.int32)
+    return candidates.reshape(count, -1), places.reshape(count, -1)
 
 
 def _maxima(groups: Float[Array, "rows groups size"]) -> Float[Array, "rows groups"]:
@@ -115,13 +136,15 @@ def _without_nan(values: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
 def entries(
     values: Float[Array, "rows n"], k: Number, k_max: int | None = None
 ) -> tuple[Int[Array, "rows k_max"], Bool[Array, "rows k_max"]]:
-    """Where the `k` largest entries of each row lie, and which of the places are in use.
+    """Where the `k` largest entries of each row lie, in the order of places, and which of these are in use.
 
-    Arguments and errors: as `largest`; the largest come first.
+    Arguments and errors: as `largest`.
     """
     bound = _bound(k, k_max, values.shape[-1])
-    _, where = top(jax.lax.stop_gradient(values), bound)
-    return where, jnp.broadcast_to(jnp.arange(bound) < k, where.shape)
+    best, where = top(jax.lax.stop_gradient(values), bound)
+    if k_max is None:
+        return where, jnp.ones(where.shape, bool)
+    return where, jax.vmap(_keeps, in_axes=(0, None))(best, k)
 
 
 def entries_of_all(
@@ -134,8 +157,7 @@ def entries_of_all(
     _require_few_enough(values)
     bound, count = _bound(count, count_max, values.size), jnp.asarray(count).astype(jnp.int32)
     best, places = _contenders(jax.lax.stop_gradient(values), count, bound)
-    least, at = _last(best, places, count)
-    return places, ((best > least) | ((best == least) & (places <= at))) & (count > 0)
+    return places, _cut_anywhere(best, places, count).keeps(best, places)
 
 
 def _contenders(
@@ -145,13 +167,13 @@ def _contenders(
 
     The matrix is dealt out to tiles: the c-th stretch of columns of tile t is of row t - c. A row with many
     large entries, or a column, so falls to all tiles in equal parts, and twice the mean number of each is
-    nearly always enough. Where it is not, all entries are sorted.
+    nearly always enough. Where it is not, all entries are looked at.
     """
     rows, n = values.shape
     each = 2 * -(-count_max // rows) + 16
     groups = n // GROUP
     if n % GROUP or groups < 2 * each:
-        return _top_k(values.reshape(-1), count_max)
+        return _of_all(values, count_max)
 
     @jax.custom_batching.sequential_vmap
     def dealt(values, count):
@@ -164,24 +186,52 @@ def _contenders(
         best, where = top(candidates, each)
         of_all = jnp.take_along_axis(row * groups + chosen, where // GROUP, axis=-1) * GROUP + where % GROUP
         flat, places = best.reshape(-1), of_all.reshape(-1)
-        all_there = (best[:, -1] < _kth(flat, count)).all()
-
-        def sort(_):
-            return _top_k(values.reshape(-1), flat.size)
-
-        return jax.lax.cond(all_there, lambda found: found, sort, (flat, places))
+        all_there = (best.min(axis=-1) < _kth(flat, count)).all()
+        return jax.lax.cond(
+            all_there, lambda found: found, lambda _: _of_all(values, flat.size), (flat, places)
+        )
 
     return dealt(values, count)
 
 
-def _last(
-    best: Float[Array, "places"], places: Int[Array, "places"], count: Int[Array, ""]
-) -> tuple[Float[Array, ""], Int[Array, ""]]:
-    """The `count`-th of these entries, by value and then by place: what it is, and where."""
+def _of_all(values: Float[Array, "rows n"], count: int) -> tuple[Float[Array, "count"], Int[Array, "count"]]:
+    """The `count` largest of all, and their places."""
+    best, places = top(values.reshape(1, -1), count)
+    return best[0], places[0]
+
+
+def _keeps(values: Float[Array, "n"], k: Number) -> Bool[Array, "n"]:
+    """Which are among the `k` largest; of equal ones the earlier."""
+    return _cut(values, k).keeps(values, jnp.arange(values.size, dtype=jnp.int32))
+
+
+def _cut(values: Float[Array, "n"], k: Number) -> Cut:
+    """After the `k` largest of a row, of equal ones the earlier."""
+    k = jnp.minimum(jnp.asarray(k).astype(jnp.int32), values.size)
+    least = _kth(values, k)
+    wanted = k - (values > least).sum(dtype=jnp.int32)
+    return Cut(least, _nth(values == least, wanted - 1))
+
+
+def _cut_anywhere(best: Float[Array, "places"], places: Int[Array, "places"], count: Int[Array, ""]) -> Cut:
+    """After the `count` largest of these, whatever their order; of equal ones those at the earlier places."""
     least = _kth(best, count)
     # of those that equal it so many are wanted, the earliest: as the largest of negative numbers
     wanted = count - (best > least).sum(dtype=jnp.int32)
-    return least, -_kth(jnp.where(best == least, -places, jnp.iinfo(places.dtype).min), wanted)
+    return Cut(least, -_kth(jnp.where(best == least, -places, jnp.iinfo(places.dtype).min), wanted))
+
+
+def _nth(mask: Bool[Array, "n"], numbers: Int[Array, "*some"]) -> Int[Array, "*some"]:
+    """Where the entries of these numbers lie that are set, counted from 0: by words, and in one by halves."""
+    bits = jnp.arange(WORD, dtype=jnp.uint32)
+    words = jnp.pad(mask, (0, -mask.size % WORD)).reshape(-1, WORD).astype(jnp.uint32)
+    words = (words << bits).sum(axis=-1, dtype=jnp.uint32)
+    counts = jax.lax.population_count(words).astype(jnp.int32)
+    ends = jnp.cumsum(counts)
+    word = jnp.minimum(jnp.searchsorted(ends, numbers, side="right"), words.size - 1).astype(jnp.int32)
+    up_to_each = jax.lax.population_count(words[word][..., None] & (jnp.uint32(2) << bits) - 1)
+    number = numbers - (ends - counts)[word]
+    return word * WORD + (up_to_each.astype(jnp.int32) <= number[..., None]).sum(axis=-1, dtype=jnp.int32)
 
 
 def _kth(values: Shaped[Array, "n"], k: Int[Array, ""]) -> Shaped[Array, ""]:
@@ -270,26 +320,22 @@ def _among(
     n: int,
 ) -> Bool[Array, "batch n"]:
     """The mask of a block, which begins at `origin` of the whole; `split` are the axes that hold the rest."""
-    places = origin[1] + jnp.arange(rows.shape[1])
+    places = origin[1] + jnp.arange(rows.shape[1], dtype=jnp.int32)
     values = _without_nan(rows)
-    if whole and not sharding.in_force():
-        least, at = _last(*_contenders(rows, k, k_max), k)
-        chosen = (values > least) | (
-            (values == least) & (places + n * jnp.arange(len(rows), dtype=jnp.int32)[:, None] <= at)
-        )
-        return chosen & (k > 0)
     if whole:
-        places = ((origin[0] + jnp.arange(rows.shape[0]))[:, None] * n + places).reshape(1, -1)
-        values = values.reshape(1, -1)
-    best, where = top(values, min(k_max, values.shape[-1]))
-    found = places.reshape(-1)[where]
+        places = (origin[0] + jnp.arange(len(rows), dtype=jnp.int32))[:, None] * n + places
+        if not sharding.in_force():
+            return _cut_anywhere(*_contenders(rows, k, k_max), k).keeps(values, places)
+        places, values = places.reshape(-1), values.reshape(1, -1)
     if split:
+        best, where = top(values, min(k_max, values.shape[-1]))
         best, found = (
-            jax.lax.all_gather(each, split, axis=each.ndim - 1, tiled=True) for each in (best, found)
+            jax.lax.all_gather(each, split, axis=each.ndim - 1, tiled=True) for each in (best, places[where])
         )
-        descending, found = jax.lax.sort((-best, found), num_keys=2)
-        best = -descending
-    last = jnp.broadcast_to(jnp.clip(k - 1, 0, best.shape[-1] - 1), (best.shape[0], 1))
-    least, at = (jnp.take_along_axis(each, last, axis=-1) for each in (best, found))
-    chosen = (values > least) | ((values == least) & (places <= at))
-    return (chosen & (k > 0)).reshape(rows.shape)
+        found, best = jax.lax.sort((found, best), num_keys=1)
+    else:
+        best, where = _candidates(values, k_max)
+        found = places[where]
+    least, last = jax.vmap(_cut, in_axes=(0, None))(best, k)
+    cut = Cut(least[:, None], jnp.take_along_axis(found, last[:, None], axis=-1))
+    return cut.keeps(values, places).reshape(rows.shape)
