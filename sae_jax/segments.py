@@ -13,8 +13,11 @@ SLOTS = 64
 """Up to so many entries of a segment are added in one fused loop."""
 BLOCK, AT_ONCE = 32, 8
 """Of longer segments, how many side by side, and how many entries of each at once."""
-STRETCH = 128
+STRETCH = 64
 """How many segments a pass of the loop over them takes."""
+BESIDE = 16
+"""By how many columns rows are longer that are to be turned: a column of rows whose length is a power of two
+would lie in a few lines of a cache alone."""
 CHUNK = 2048
 """Pairs of rows whose products are taken at once."""
 
@@ -65,7 +68,9 @@ def fused_segment_sum(
     segments, entries = starts.size - 1, values.size
     if entries == 0 or segments == 0:
         return jnp.zeros((table.shape[1], segments) if turned else (segments, table.shape[1]), table.dtype)
-    first, count = starts[:-1], starts[1:] - starts[:-1]
+    first, count, width = starts[:-1], starts[1:] - starts[:-1], table.shape[1]
+    if turned:
+        table = jnp.pad(table, ((0, 0), (0, BESIDE)))
     usual = max(2, min(16, 1 << (3 * entries // (2 * segments)).bit_length()))
     slots = most if most is not None and most <= SLOTS else usual
 
@@ -91,10 +96,10 @@ def fused_segment_sum(
     def stretch(number, sums):
         own = jax.lax.map(half, tuple(column[number] for column in columns)).reshape(size, -1)
         if turned:
-            return jax.lax.dynamic_update_slice(sums, own.T, (0, number * size))
+            return jax.lax.dynamic_update_slice(sums, own[:, :width].T, (0, number * size))
         return jax.lax.dynamic_update_slice(sums, own, (number * size, 0))
 
-    whole = (table.shape[1], stretches * size) if turned else (stretches * size, table.shape[1])
+    whole = (width, stretches * size) if turned else (stretches * size, table.shape[1])
     sums = jax.lax.fori_loop(0, stretches, stretch, jnp.zeros(whole, table.dtype))
     return sums[:, :segments] if turned else sums[:segments]
 
