@@ -1,7 +1,7 @@
 """What sparse products are made of: sums of a table's rows by segments, and dots of pairs of rows."""
 
 from collections.abc import Callable
-from functools import partial
+from functools import partial, reduce
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +18,8 @@ STRETCH = 64
 BESIDE = 16
 """By how many columns rows are longer that are to be turned: a column of rows whose length is a power of two
 would lie in a few lines of a cache alone."""
-CHUNK = 2048
-"""Pairs of rows whose products are taken at once."""
+CHUNK, LANES = 2048, 16
+"""Pairs of rows whose products are taken at once, and how many sums of them go side by side."""
 
 
 def segment_sum(
@@ -140,42 +140,42 @@ def row_dots(
     left_rows: Int[Array, "entries"],
     right: Float[Array, "m d"],
     right_rows: Int[Array, "entries"],
-    per_row: int | None = None,
 ) -> Float[Array, "entries"]:
     """Dot products of pairs of rows: `out_e = left[left_rows_e] . right[right_rows_e]`.
 
     Args:
       left, right: matrices as wide as each other.
       left_rows, right_rows: one of each per entry.
-      per_row: how many entries each row of `left` has, in its order; None where they differ.
 
     Returns:
       One number per entry.
     """
-    plain = partial(gathered_dots, per_row=per_row)
 
     def kernel(*arrays):
         return kernels.row_dots(*arrays).astype(left.dtype)
 
-    return _on_device(plain, kernel, left, left_rows, right, right_rows)
+    return _on_device(gathered_dots, kernel, left, left_rows, right, right_rows)
 
 
-@partial(jax.jit, static_argnames="per_row")
-def gathered_dots(left, left_rows, right, right_rows, per_row: int | None = None):
-    """`row_dots` by gathers, some rows at a time so that what was gathered stays in the cache."""
-    entries = right_rows.size
+@jax.jit
+def gathered_dots(left, left_rows, right, right_rows):
+    """`row_dots` by gathers that XLA fuses with their products, and sums side by side, as a core's lanes go.
+
+    Some pairs at a time, so that what the rest is computed from stays in the cache.
+    """
+    entries, width = right_rows.size, left.shape[1]
     if entries == 0:
         return jnp.zeros(0, left.dtype)
-    each = per_row or 1
-    if per_row is None:
-        left = left[left_rows]
-    groups = entries // each
-    size = min(groups, max(1, CHUNK // each))
-    rest = -groups % size
-    left = jnp.pad(left, ((0, rest), (0, 0))).reshape(-1, size, left.shape[1])
-    right_rows = jnp.pad(right_rows.reshape(groups, each), ((0, rest), (0, 0))).reshape(-1, size, each)
-    dots = jax.lax.map(lambda part: jnp.einsum("bd,bkd->bk", part[0], right[part[1]]), (left, right_rows))
-    return dots.reshape(-1)[:entries]
+    size = min(entries, CHUNK)
+    pairs = [jnp.pad(rows, (0, -entries % size)).reshape(-1, size) for rows in (left_rows, right_rows)]
+    left, right = (jnp.pad(table, ((0, 0), (0, -width % LANES))) for table in (left, right))
+
+    def dots(own):
+        products = left[own[0]] * right[own[1]]
+        lanes = reduce(jnp.add, [products[:, at : at + LANES] for at in range(0, width, LANES)])
+        return lanes.sum(axis=-1)
+
+    return jax.lax.map(dots, pairs).reshape(-1)[:entries]
 
 
 def _on_device(plain: Callable[..., Array], kernel: Callable[..., Array], *arrays: Array) -> Array:

@@ -18,7 +18,7 @@ from sae_jax.base import InputError, require
 GROUP = 8
 """How many neighbours `top` looks at together; measured in docs/performance.md."""
 
-ENOUGH = 4
+ENOUGH = 3
 """From how many times `k` groups on they are chosen among first."""
 WORD = 32
 """How many entries of a mask `_nth` counts at once."""

@@ -220,9 +220,9 @@ def _times_forward(how, values, places, W):
 
 def _times_backward(how, kept, gradient):
     """`dL/dvalue_bi = g_b . W_i`, `dL/dW_i = sum_b value_bi g_b`, for g = dL/d(product)."""
-    (rounding, each), (values, places, W) = how, kept
+    (rounding, _), (values, places, W) = how, kept
     values, W, gradient = map(rounding, (values, W, gradient))
-    to_values = row_dots(gradient, places.rows, W, places.latents, each)
+    to_values = row_dots(gradient, places.rows, W, places.latents)
     return to_values, None, _to_latents(values, places, gradient)
 
 
