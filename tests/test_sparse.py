@@ -49,7 +49,7 @@ def test_dots_of_pairs_of_rows(x64, width):
     columns = np.arange(2800, dtype=np.int32) % 11
     rows = np.repeat(np.arange(700, dtype=np.int32), 4)
     dots = segments.gathered_dots(*map(jnp.asarray, (left, rows, right, columns)))
-    # forty terms of about 1, in another order: what is left where they cancel is of the size of their rounding
+    # forty terms of about 1 in another order; where they cancel, what is left is no larger than rounding
     np.testing.assert_allclose(dots, (left[rows] * right[columns]).sum(axis=-1), rtol=1e-12, atol=1e-14)
 
 
