@@ -13,11 +13,15 @@ from jax.lax import Precision
 from jaxtyping import Array, Float
 from optax import safe_norm
 
+from sae_jax import sharding
 from sae_jax.base import Params, require
 from sae_jax.sparse import Encoded, Few, as_it_is
 
 TINY = 4096
 """Multiply-adds up to which a product costs more to call than to compute, measured in docs/design.md."""
+
+TURNED = 8
+"""How many rows are turned at once."""
 
 
 def matmul(
@@ -44,7 +48,11 @@ def matmul(
 def _product(a, b, precision: Precision | None = None) -> Array:
     if isinstance(a, Few):
         return a.times(b)
-    return _fused(a, b) if _is_tiny(a, b) else jnp.matmul(a, b, precision=precision)
+    if _is_tiny(a, b):
+        return _fused(a, b)
+    if _turns(a, b):
+        return _turning_product(precision, a, b)
+    return jnp.matmul(a, b, precision=precision)
 
 
 def _is_tiny(a, b) -> bool:
@@ -55,6 +63,53 @@ def _is_tiny(a, b) -> bool:
 
 def _fused(a, b) -> Array:
     return (jnp.asarray(a)[..., None] * b).sum(axis=-2)
+
+
+def _turns(a, b) -> bool:
+    """Whether the gradient by `b` is taken from turned operands: where these come in whole stretches."""
+    whole = all(isinstance(size, int) and size % TURNED == 0 for size in (*a.shape, *b.shape))
+    return _in_reverse.value and a.ndim == 2 and whole and not sharding.in_force()
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _turning_product(
+    precision: Precision | None, a: Float[Array, "rows inner"], b: Float[Array, "inner out"]
+) -> Float[Array, "rows out"]:
+    return jnp.matmul(a, b, precision=precision)
+
+
+def _turning_forward(precision, a, b):
+    return _turning_product(precision, a, b), (a, b)
+
+
+def _turning_backward(precision, operands, c):
+    """`dL/da = c b^T` and `dL/db = a^T c`, for c = dL/d(ab).
+
+    XLA's CPU compiler has a fast product for many members side by side only where the left operand lies as it
+    is read, so the narrower of a and c is turned.
+    """
+    a, b = operands
+    product = partial(jnp.matmul, precision=precision)
+
+    def on_a_cpu(a, c):
+        return product(_turned(a), c) if a.shape[1] <= c.shape[1] else _turned(product(_turned(c), a))
+
+    db = jax.lax.platform_dependent(a, c, cpu=on_a_cpu, default=lambda a, c: product(a.T, c))
+    return product(c, b.T), db
+
+
+_turning_product.defvjp(_turning_forward, _turning_backward)
+
+
+def _turned(a: Float[Array, "rows columns"]) -> Float[Array, "columns rows"]:
+    """The transpose, written out: in a loop, because XLA would else hand it to the product unturned."""
+    rows, columns = a.shape
+
+    def some(i, turned):
+        own = jax.lax.dynamic_slice(a, (i * TURNED, 0), (TURNED, columns))
+        return jax.lax.dynamic_update_slice(turned, own.T, (0, i * TURNED))
+
+    return jax.lax.fori_loop(0, rows // TURNED, some, jnp.zeros((columns, rows), a.dtype))
 
 
 def _bfloat16_product(a, b) -> Array:
@@ -110,6 +165,8 @@ PRECISIONS: dict[str, Callable[..., Array]] = {
 }
 """How products are taken, by name."""
 
+_in_reverse = jax.make_user_context(False)
+
 # not JAX's own setting, which a CPU ignores and which on other devices would reach the data too
 _chosen = jax.make_user_context(_product)
 
@@ -137,6 +194,16 @@ def precision(name: str) -> AbstractContextManager[None]:
     """
     require(name in PRECISIONS, f"precision must be one of {', '.join(PRECISIONS)}, got {name!r}")
     return _chosen(PRECISIONS[name])
+
+
+def in_reverse() -> AbstractContextManager[None]:
+    """Within, products have gradients by reverse mode alone, and on a CPU quicker ones.
+
+    Example:
+      >>> with in_reverse():
+      ...     gradients = jax.grad(loss)(params)
+    """
+    return _in_reverse(True)
 
 
 def pre_activations(

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, Key, Scalar
 
-from sae_jax import distributed, sharding
+from sae_jax import distributed, linear, sharding
 from sae_jax.base import SAE, Batch, Params, Progress, TrainState, require
 from sae_jax.checkpoint import Checkpoints, place
 from sae_jax.data import Source, batch_shape, stages
@@ -84,7 +84,8 @@ def make_step(sae: SAE, optimizer: optax.GradientTransformation) -> Step:
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Scalar]]:
         params, opt_state, progress = state
-        (value, info), grads = jax.value_and_grad(sae.loss, has_aux=True)(params, batch, progress)
+        with linear.in_reverse():
+            (value, info), grads = jax.value_and_grad(sae.loss, has_aux=True)(params, batch, progress)
         updates, opt_state = optimizer.update(
             grads, opt_state, params, batch=batch, progress=progress, value=value, sae=sae
         )

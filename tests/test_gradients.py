@@ -6,10 +6,11 @@ The reference here is the formula, or the loss itself at neighbouring points; no
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import sae_jax
-from sae_jax import Batch, Progress, activations, auxk, losses
+from sae_jax import Batch, Progress, activations, auxk, linear, losses
 from sae_jax.architectures import TABLE
 
 # Straight-through estimators (arXiv 2407.14435, equations 11 and 12), point by point
@@ -339,3 +340,47 @@ def test_vmapped_gradients_are_those_of_each_alone(name, x64):
         alone = jax.grad(loss)(jax.tree.map(lambda leaf, i=i: leaf[i], both))
         for leaf, gradient in alone.items():
             np.testing.assert_allclose(together[leaf][i], gradient, rtol=1e-11, atol=1e-13)
+
+
+# Products of a training step, whose gradients go by turned operands on a CPU
+
+
+WIDER = pytest.mark.parametrize(
+    ("rows", "inner", "out"), [(64, 16, 32), (64, 32, 16), (24, 8, 40), (60, 32, 16), (64, 20, 32)]
+)
+
+
+def of_product(a, b):
+    return (jnp.sin(linear.matmul(a, b)) * jnp.arange(b.shape[1])).sum()
+
+
+@WIDER
+@pytest.mark.parametrize("members", [1, 3])
+def test_products_in_reverse_have_the_gradients_of_products(x64, rows, inner, out, members):
+    rng = np.random.default_rng(0)
+    a, b = (
+        jnp.asarray(rng.normal(size=(members, rows, inner))),
+        jnp.asarray(rng.normal(size=(members, inner, out))),
+    )
+    gradients = jax.vmap(jax.grad(of_product, argnums=(0, 1)))
+    expected = jax.jit(gradients)(a, b)
+    with linear.in_reverse():
+        found = jax.jit(gradients)(a, b)
+    for one, other in zip(found, expected, strict=True):
+        # sums of at most 64 terms of about 40, in another order
+        np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-11)
+
+
+@pytest.mark.parametrize("divisible", [True, False])
+def test_a_step_alone_gives_up_forward_mode(divisible):
+    d_sae = 32 if divisible else 30
+    sae = sae_jax.relu(16, d_sae, l1=0.1)
+    state, batch = sae_jax.init(sae, optax.sgd(0.1), jax.random.key(0)), jnp.ones((64, 16))
+    assert jax.jacfwd(lambda x: sae.encode(state.params, x))(batch[:8]).shape == (8, d_sae, 8, 16)
+    step = sae_jax.make_step(sae, optax.sgd(0.1))
+    forward = lambda: jax.jvp(lambda x: step(state, Batch(x, x))[1]["loss"], (batch,), (batch,))  # noqa: E731
+    if divisible:
+        with pytest.raises(TypeError, match="custom_vjp"):
+            forward()
+    else:
+        forward()
