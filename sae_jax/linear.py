@@ -68,7 +68,7 @@ def _fused(a, b) -> Array:
 def _turns(a, b) -> bool:
     """Whether the gradient by `b` is taken from turned operands: where these come in whole stretches."""
     whole = all(isinstance(size, int) and size % TURNED == 0 for size in (*a.shape, *b.shape))
-    return _in_reverse.value and a.ndim == 2 and whole and not sharding.in_force()
+    return _in_reverse.value and a.ndim == 2 and whole and a.dtype == b.dtype and not sharding.in_force()
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -222,7 +222,7 @@ def _cut_anywhere(best: Float[Array, "places"], places: Int[Array, "places"], co
 
 
 def _nth(mask: Bool[Array, "n"], numbers: Int[Array, "*some"]) -> Int[Array, "*some"]:
-    """Where the entries of these numbers lie that are set, counted from 0: by words, and in one by halves."""
+    """Where the entries of these numbers lie, among those that are set and from 0: by words of bits."""
     bits = jnp.arange(WORD, dtype=jnp.uint32)
     words = jnp.pad(mask, (0, -mask.size % WORD)).reshape(-1, WORD).astype(jnp.uint32)
     words = (words << bits).sum(axis=-1, dtype=jnp.uint32)
@@ -250,7 +250,8 @@ def _kth(values: Shaped[Array, "n"], k: Int[Array, ""]) -> Shaped[Array, ""]:
         tried = found | (top_bit >> place.astype(kind))
         return jnp.where((keys >= tried).sum(dtype=jnp.int32) >= k, tried, found)
 
-    key = jax.lax.fori_loop(0, bits, narrowed, kind.type(0))
+    # like the keys, so that it may differ between devices as they do
+    key = jax.lax.fori_loop(0, bits, narrowed, jnp.zeros_like(keys, shape=()))
     if jnp.issubdtype(values.dtype, jnp.floating):
         key = jnp.where(key >= top_bit, key ^ top_bit, ~key)
     else:

@@ -76,6 +76,7 @@ WITHIN_A_LEVEL = {
     ("activations", "selection"),
     ("activations", "sharding"),
     ("activations", "sparse"),
+    ("linear", "sharding"),
     ("segments", "kernels"),
     ("sparse", "segments"),
     ("sparse", "sharding"),

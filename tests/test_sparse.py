@@ -156,13 +156,22 @@ def test_a_mesh_takes_the_dense_way():
 @settings(deadline=None, max_examples=60)
 @given(st.data())
 def test_the_largest_of_long_rows_are_those_of_a_stable_sort(data):
-    some = st.sampled_from([-np.inf, -1.0, 0.0, 1.0, 2.0, 3.0, np.inf, np.nan])
+    some = st.sampled_from([-np.inf, -1.0, -0.0, 0.0, 1.0, 2.0, 3.0, np.inf, np.nan])
     values = np.array(data.draw(st.lists(some, min_size=205, max_size=205)), np.float32)[None]
     best, where = jax.jit(selection.top, static_argnums=1)(jnp.asarray(values), 3)
     known = np.where(np.isnan(values), np.inf, values)
     expected = np.argsort(-known[0], kind="stable")[:3]
     np.testing.assert_array_equal(where[0], expected)
     np.testing.assert_array_equal(best[0], known[0][expected])
+
+
+@pytest.mark.parametrize("k", [0, 1, 5, 8])
+@pytest.mark.parametrize("n", [40, 400])
+def test_fewer_entries_than_there_is_room_for(k, n):
+    values = np.round(numbers(6, n), 1).astype(np.float32)
+    where, used = jax.jit(lambda values, k: selection.entries(values, k, 8))(values, k)
+    for row, places, chosen in zip(values, where, used, strict=True):
+        np.testing.assert_array_equal(places[chosen], np.sort(np.argsort(-row, kind="stable")[:k]))
 
 
 def mask_of(values, count):

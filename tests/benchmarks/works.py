@@ -108,9 +108,9 @@ WORKS = {
     "small": _relu("small", 64, 256, 256, 200, 8),
     "mid": _relu("mid", 512, 2048, 1024, 20, 4),
     "big": _relu("big", 512, 4096, 4096, 5, 2),
-    "topk": (Work("topk", "topk", 512, 4096, 1024, 10, 1, TOPK, k=32),),
-    "topk16k": (Work("topk16k", "topk", 512, 16_384, 1024, 5, 1, TOPK, k=32),),
-    "batch_topk16k": (Work("batch_topk16k", "batch_topk", 512, 16_384, 1024, 5, 1, BATCH_TOPK, k=32),),
+    "topk": (Work("topk", "topk", 512, 4096, 1024, 20, 1, TOPK, k=32),),
+    "topk16k": (Work("topk16k", "topk", 512, 16_384, 1024, 20, 1, TOPK, k=32),),
+    "batch_topk16k": (Work("batch_topk16k", "batch_topk", 512, 16_384, 1024, 20, 1, BATCH_TOPK, k=32),),
     "members": (
         *_seed("members", (SWEEP,), MEMBERS),
         *(Work("members", "relu", 64, 256, 256, 50, size, (SWEEP,)) for size in MEMBERS),
