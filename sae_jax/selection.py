@@ -33,7 +33,7 @@ class Cut(NamedTuple):
     least: Float[Array, "*rows"]
     place: Int[Array, "*rows"]
 
-    def keeps(self, values: Float[Array, "*some"], places: Int[Array, "*#some"]) -> Bool[Array, "*some"]:
+    def keeps(self, values: Float[Array, "*some"], places: Int[Array, "..."]) -> Bool[Array, "*some"]:
         """Which entries are larger, or equal and no later."""
         return (values > self.least) | ((values == self.least) & (places <= self.place))
 
