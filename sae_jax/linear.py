@@ -197,7 +197,9 @@ def precision(name: str) -> AbstractContextManager[None]:
 
 
 def in_reverse() -> AbstractContextManager[None]:
-    """Within, products have gradients by reverse mode alone, and on a CPU quicker ones.
+    """Within, products have gradients by reverse mode alone, and on a CPU quicker ones (docs/performance.md).
+
+    A training step is traced within; all else keeps both modes.
 
     Example:
       >>> with in_reverse():
